@@ -1,0 +1,398 @@
+"""Train the embedded model (`assets/tiny-wan`): a small, real `diffusers.WanPipeline`, from nothing, on a laptop CPU.
+
+    python tools/train_tiny_wan.py --work outputs/tiny-wan --out assets/tiny-wan
+
+Four stages, each resumable (interrupt at will, run the same command again):
+
+1. `vae`      AutoencoderKLWan on rendered clips (reconstruction + a small KL term);
+2. `latents`  the training set, encoded once (mean of the posterior, float16);
+3. `dit`      WanTransformer3DModel and the UMT5 text encoder together, by flow matching as Wan does it: for
+              x_sigma = (1 - sigma) x_0 + sigma n predict v = n - x_0, sigma drawn logit-normal and shifted
+              (Esser et al. 2024, arXiv 2403.03206, sections 3.1 and 5.3.2); captions are dropped at random so that
+              guidance works (Ho and Salimans 2022, arXiv 2207.12598);
+4. `pipeline` moving-average weights, scheduler, tokenizer, sample sheets, `training.json`.
+
+Every random number of iteration i comes from a generator seeded with (seed, stage, i): a resumed run continues the
+very run that was interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
+from diffusers.models.transformers.transformer_wan import WanAttnProcessor
+from safetensors.torch import load_file, save_file
+from tiny_wan_clips import FRAMES, SIZE, Scene, caption, random_scene, render, vocabulary
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+
+PROMPT_SLOTS = 512
+"""What WanPipeline pads a prompt to (its `max_sequence_length`), with zero vectors and no attention mask."""
+TEXT_SLOTS = 32
+"""Slots used in training; see `PaddedCrossAttention`. The longest caption has 26 tokens."""
+CAPTION_DROPOUT = 0.1
+
+
+def build_vae() -> AutoencoderKLWan:
+    """Compression 4 in time and 8 in space, 16 channels, as Wan's; pixels enter in 2x2 patches, which keeps it cheap."""
+    return AutoencoderKLWan(
+        base_dim=16,
+        z_dim=16,
+        dim_mult=[1, 2, 4],
+        num_res_blocks=1,
+        temperal_downsample=[True, True],
+        in_channels=12,
+        out_channels=12,
+        patch_size=2,
+        scale_factor_temporal=4,
+        scale_factor_spatial=8,
+        latents_mean=[0.0] * 16,
+        latents_std=[1.0] * 16,
+    )
+
+
+def build_transformer() -> WanTransformer3DModel:
+    """4.4 million parameters, 8 blocks; 80 tokens for a 64x64 clip of 17 frames."""
+    return WanTransformer3DModel(
+        patch_size=(1, 2, 2),
+        num_attention_heads=4,
+        attention_head_dim=48,
+        in_channels=16,
+        out_channels=16,
+        text_dim=96,
+        freq_dim=128,
+        ffn_dim=576,
+        num_layers=8,
+        rope_max_seq_len=64,
+    )
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a word of the grammar (lower-cased), `<unk>` for all others, `</s>` at the end as T5 has it."""
+    words = ["<pad>", "</s>", "<unk>", *vocabulary()]
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=PROMPT_SLOTS
+    )
+
+
+def build_text_encoder(vocab_size: int) -> UMT5EncoderModel:
+    """Two layers are enough to tell which adjective belongs to which noun."""
+    return UMT5EncoderModel(
+        UMT5Config(
+            vocab_size=vocab_size,
+            d_model=96,
+            d_kv=24,
+            d_ff=192,
+            num_layers=2,
+            num_heads=4,
+            dropout_rate=0.0,
+            feed_forward_proj="gated-gelu",
+            pad_token_id=0,
+            eos_token_id=1,
+            decoder_start_token_id=0,
+        )
+    )
+
+
+class PaddedCrossAttention(WanAttnProcessor):
+    """Cross-attention over TEXT_SLOTS slots that equals the pipeline's over PROMPT_SLOTS.
+
+    The pipeline pads prompts with zero vectors, unmasked: all padding slots have one key and one value. So n of them
+    weigh in the softmax like one whose logit is raised by log(n), and the last slot here stands for all that are
+    left out. Training costs a sixteenth of the text work this way, and nothing is approximated.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = torch.zeros(1, 1, 1, TEXT_SLOTS)
+        self.bias[..., -1] = math.log(PROMPT_SLOTS - TEXT_SLOTS + 1)
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, rotary_emb=None):  # noqa: ANN001, ANN204
+        bias = self.bias.to(hidden_states.device, hidden_states.dtype)
+        return super().__call__(attn, hidden_states, encoder_hidden_states, bias, rotary_emb)
+
+
+class Run:
+    """A stage's weights, optimiser, moving average and losses, saved together as safetensors (never pickle)."""
+
+    def __init__(self, modules: dict[str, torch.nn.Module], folder: Path, lr: float, steps: int, ema: float) -> None:
+        self.folder, self.steps, self.lr, self.ema_decay = folder, steps, lr, ema
+        self.params = {f"{m}.{n}": p for m, module in modules.items() for n, p in module.named_parameters()}
+        self.optimiser = torch.optim.AdamW(self.params.values(), lr=lr, betas=(0.9, 0.98), weight_decay=1e-2)
+        self.average = {n: p.detach().clone() for n, p in self.params.items()}
+        self.losses: list[float] = []
+        self.seconds = 0.0
+        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / "state.safetensors").exists():
+            self._load()
+
+    @property
+    def done(self) -> int:
+        return len(self.losses)
+
+    def iterations(self, title: str) -> Iterator[int]:
+        """The iterations still to do, with a progress bar, a checkpoint every five minutes and one at the end."""
+        bar = tqdm(range(self.done, self.steps), initial=self.done, total=self.steps, desc=title, dynamic_ncols=True)
+        saved = started = time.monotonic()
+        before = self.seconds
+        for i in bar:
+            yield i
+            self.seconds = before + time.monotonic() - started
+            if i % 20 == 0:
+                recent = self.losses[-100:]
+                bar.set_postfix(loss=f"{sum(recent) / len(recent):.4f}")
+            if time.monotonic() - saved > 300:
+                self.save()
+                saved = time.monotonic()
+        self.save()
+
+    def update(self, loss: torch.Tensor) -> None:
+        """One optimiser step: linear warm-up, cosine decay, gradients clipped to norm 1."""
+        i = self.done
+        rate = self.lr * min(1.0, (i + 1) / 200) * (0.5 + 0.5 * math.cos(math.pi * i / self.steps)) + 1e-6
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.params.values(), 1.0)
+        self.optimiser.step()
+        decay = min(self.ema_decay, (i + 1) / (i + 10))
+        torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in self.params.values()], 1 - decay)
+        self.losses.append(round(loss.item(), 6))
+
+    def use_average(self) -> None:
+        with torch.no_grad():
+            for name, parameter in self.params.items():
+                parameter.copy_(self.average[name])
+
+    def save(self) -> None:
+        tensors = {}
+        for name, parameter in self.params.items():
+            state = self.optimiser.state[parameter]
+            tensors |= {f"p.{name}": parameter.detach(), f"e.{name}": self.average[name]}
+            tensors |= {f"m.{name}": state["exp_avg"], f"v.{name}": state["exp_avg_sq"]}
+        tensors = {n: t.contiguous().clone() for n, t in tensors.items()}
+        about = {"losses": json.dumps(self.losses), "seconds": str(self.seconds)}
+        temporary = self.folder / "state.tmp"
+        save_file(tensors, temporary, metadata=about)
+        os.replace(temporary, self.folder / "state.safetensors")
+
+    def _load(self) -> None:
+        from safetensors import safe_open
+
+        path = self.folder / "state.safetensors"
+        with safe_open(path, "pt") as file:
+            about = file.metadata()
+        self.losses, self.seconds = json.loads(about["losses"]), float(about["seconds"])
+        tensors = load_file(path)
+        with torch.no_grad():
+            for name, parameter in self.params.items():
+                parameter.copy_(tensors[f"p.{name}"])
+                self.average[name].copy_(tensors[f"e.{name}"])
+                self.optimiser.state[parameter] = {
+                    "step": torch.tensor(float(self.done)),
+                    "exp_avg": tensors[f"m.{name}"].clone(),
+                    "exp_avg_sq": tensors[f"v.{name}"].clone(),
+                }
+
+
+def scenes_of(stage: str, seed: int, i: int, count: int) -> list[Scene]:
+    rng = random.Random(f"{stage}-{seed}-{i}")
+    return [random_scene(rng) for _ in range(count)]
+
+
+def train_vae(args: argparse.Namespace, device: str) -> tuple[AutoencoderKLWan, Run]:
+    torch.manual_seed(args.seed)
+    vae = build_vae().to(device)
+    run = Run({"vae": vae}, args.work / "vae", lr=2e-3, steps=args.vae_steps, ema=0.995)
+    for i in run.iterations("vae"):
+        clips = render(scenes_of("vae", args.seed, i, 4)).to(device)
+        # Convolutions do not care where a crop comes from; whole frames at the end teach the middle attention.
+        if i < 0.75 * args.vae_steps:
+            top, left = (int(v) for v in torch.randint(0, SIZE // 2 + 1, (2,), generator=torch.Generator().manual_seed(i)))
+            clips = clips[:, :, :9, top : top + 32, left : left + 32]
+        posterior = vae.encode(clips).latent_dist
+        sample = posterior.mean + torch.exp(0.5 * posterior.logvar) * torch.randn_like(posterior.mean)
+        error = vae.decode(sample).sample - clips
+        run.update(error.abs().mean() + 2 * error.square().mean() + 2e-5 * posterior.kl().mean() / clips[0].numel() * 64)
+    run.use_average()
+    return vae.eval(), run
+
+
+@torch.no_grad()
+def encode_training_set(args: argparse.Namespace, vae: AutoencoderKLWan, device: str) -> tuple[torch.Tensor, list[str]]:
+    """Latents (N, 16, 5, 8, 8) float16 and captions, in shards of 500 so that an interruption costs one shard."""
+    folder = args.work / "latents"
+    folder.mkdir(parents=True, exist_ok=True)
+    latents, captions = [], []
+    for shard in tqdm(range(math.ceil(args.clips / 500)), desc="latents", dynamic_ncols=True):
+        path = folder / f"{shard:04d}.safetensors"
+        scenes = scenes_of("data", args.seed, shard, 500)
+        if not path.exists():
+            parts = [vae.encode(render(scenes[j : j + 10]).to(device)).latent_dist.mean for j in range(0, 500, 10)]
+            save_file({"latents": torch.cat(parts).half().cpu()}, path.with_suffix(".tmp"))
+            os.replace(path.with_suffix(".tmp"), path)
+        latents.append(load_file(path)["latents"])
+        captions += [caption(scene) for scene in scenes]
+    return torch.cat(latents)[: args.clips], captions[: args.clips]
+
+
+def embed_text(encoder: UMT5EncoderModel, tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> torch.Tensor:
+    """Prompt embeddings as WanPipeline makes them, in TEXT_SLOTS slots: zero behind the last token."""
+    tokens = tokenizer(texts, padding="max_length", max_length=TEXT_SLOTS, return_tensors="pt").to(encoder.device)
+    states = encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
+    return states * tokens.attention_mask.unsqueeze(-1)
+
+
+def train_dit(
+    args: argparse.Namespace, latents: torch.Tensor, captions: list[str], device: str
+) -> tuple[WanTransformer3DModel, UMT5EncoderModel, Run]:
+    torch.manual_seed(args.seed + 1)
+    tokenizer = build_tokenizer()
+    transformer, encoder = build_transformer().to(device), build_text_encoder(len(tokenizer)).to(device)
+    with torch.no_grad():  # start as nearly the identity: residual branches small, output zero
+        transformer.proj_out.weight.zero_()
+        transformer.proj_out.bias.zero_()
+        encoder.shared.weight.normal_(0, 1)
+    for block in transformer.blocks:
+        block.attn2.set_processor(PaddedCrossAttention())
+    run = Run({"transformer": transformer, "text": encoder}, args.work / "dit", args.lr, args.steps, ema=0.999)
+    for i in run.iterations("dit"):
+        g = torch.Generator().manual_seed(args.seed * 1_000_003 + i)
+        pick = torch.randint(0, len(latents), (args.batch,), generator=g)
+        x0 = latents[pick].float()
+        dropped = torch.rand(args.batch, generator=g) < CAPTION_DROPOUT
+        texts = ["" if drop else captions[j] for j, drop in zip(pick.tolist(), dropped.tolist(), strict=True)]
+        noise = torch.randn(x0.shape, generator=g)
+        u = torch.sigmoid(torch.randn(args.batch, generator=g))
+        sigma = args.train_shift * u / (1 + (args.train_shift - 1) * u)
+        x0, noise, sigma = x0.to(device), noise.to(device), sigma.to(device)
+        s = sigma.view(-1, 1, 1, 1, 1)
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=args.bf16):
+            text = embed_text(encoder, tokenizer, texts)
+            v = transformer((1 - s) * x0 + s * noise, sigma * 1000, text, return_dict=False)[0]
+        run.update((v.float() - (noise - x0)).square().mean())
+    run.use_average()
+    for block in transformer.blocks:
+        block.attn2.set_processor(WanAttnProcessor())
+    return transformer.eval(), encoder.eval(), run
+
+
+def assemble(
+    args: argparse.Namespace,
+    vae: AutoencoderKLWan,
+    transformer: WanTransformer3DModel,
+    encoder: UMT5EncoderModel,
+) -> WanPipeline:
+    scheduler = UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, num_train_timesteps=1000, flow_shift=args.flow_shift
+    )
+    return WanPipeline(
+        tokenizer=build_tokenizer(),
+        text_encoder=encoder,
+        transformer=transformer,
+        vae=vae,
+        scheduler=scheduler,
+    )
+
+
+def sample_sheet(pipe: WanPipeline, path: Path, seed: int, guidance: float, device: str) -> None:
+    """Six held-out prompts, five frames each, as one PNG."""
+    from PIL import Image
+
+    rng = random.Random(f"sheet-{seed}")
+    rows = []
+    pipe.set_progress_bar_config(disable=True)
+    for j in tqdm(range(6), desc=path.name, dynamic_ncols=True):
+        video = pipe(
+            prompt=caption(random_scene(rng, held_out=True)),
+            height=SIZE,
+            width=SIZE,
+            num_frames=FRAMES,
+            num_inference_steps=30,
+            guidance_scale=guidance,
+            generator=torch.Generator(device).manual_seed(j),
+            output_type="pt",
+        ).frames[0]
+        rows.append(torch.cat([video[f] for f in range(0, FRAMES, 4)], dim=-1))
+    sheet = (torch.cat(rows, dim=-2).clamp(0, 1) * 255).byte().permute(1, 2, 0).cpu().numpy()
+    Image.fromarray(sheet).resize((sheet.shape[1] * 2, sheet.shape[0] * 2), Image.Resampling.NEAREST).save(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints, latents, losses, sheets")
+    parser.add_argument("--out", type=Path, help="where the finished pipeline is written (default: WORK/pipeline)")
+    parser.add_argument("--stages", default="vae,latents,dit,pipeline", help="stop after the last one named")
+    parser.add_argument("--vae-steps", type=int, default=3000)
+    parser.add_argument("--clips", type=int, default=12000, help="clips in the training set")
+    parser.add_argument("--steps", type=int, default=9000, help="iterations of the transformer")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--lr", type=float, default=1.2e-3)
+    parser.add_argument("--train-shift", type=float, default=2.0, help="shift of the sigmas seen in training")
+    parser.add_argument("--flow-shift", type=float, default=5.0, help="flow_shift of the pipeline's scheduler")
+    parser.add_argument("--guidance", type=float, default=5.0, help="guidance of the sample sheets")
+    parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="bfloat16 autocast")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    stages = args.stages.split(",")
+
+    vae, vae_run = train_vae(args, device)
+    if "latents" not in stages:
+        return
+    latents, captions = encode_training_set(args, vae, device)
+    mean, std = latents.float().mean((0, 2, 3, 4)), latents.float().std((0, 2, 3, 4))
+    vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
+    latents = ((latents.float() - mean.view(-1, 1, 1, 1)) / std.view(-1, 1, 1, 1)).half()
+    if "dit" not in stages:
+        return
+    transformer, encoder, dit_run = train_dit(args, latents, captions, device)
+    if "pipeline" not in stages:
+        return
+    pipe = assemble(args, vae, transformer, encoder)
+    out = args.out or args.work / "pipeline"
+    pipe.save_pretrained(out, safe_serialization=True)
+    about = {
+        "seed": args.seed,
+        "clips": args.clips,
+        "flow_shift": args.flow_shift,
+        "train_shift": args.train_shift,
+        "caption_dropout": CAPTION_DROPOUT,
+        "vae": {"steps": vae_run.done, "batch": 4, "seconds": round(vae_run.seconds), "loss": _curve(vae_run.losses)},
+        "transformer": {
+            "steps": dit_run.done,
+            "batch": args.batch,
+            "lr": args.lr,
+            "seconds": round(dit_run.seconds),
+            "loss": _curve(dit_run.losses),
+        },
+        "torch": torch.__version__,
+        "device": device,
+    }
+    (out / "training.json").write_text(json.dumps(about, indent=1) + "\n")
+    sample_sheet(pipe, args.work / "samples.png", args.seed, args.guidance, device)
+
+
+def _curve(losses: list[float], points: int = 50) -> list[float]:
+    """The losses as means over at most 50 equal stretches."""
+    width = max(1, math.ceil(len(losses) / points))
+    return [round(sum(part) / len(part), 5) for j in range(0, len(losses), width) if (part := losses[j : j + width])]
+
+
+if __name__ == "__main__":
+    main()
