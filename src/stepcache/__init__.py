@@ -1,0 +1,37 @@
+"""stepcache: diffusion transformers 2-4x faster without training.
+
+Compute some denoising steps, predict the rest:
+
+    import stepcache
+    from stepcache import LeMiCa
+
+    with stepcache.accelerate(pipe, LeMiCa(budget=25)) as run:
+        video = pipe(prompt).frames[0]
+    print(run.summary())
+"""
+
+from stepcache.cache import BranchSummary, RunSummary, StepCache
+from stepcache.hosts.diffusers import Run, accelerate, disable, enable
+from stepcache.plan import Plan, Trajectory
+from stepcache.policies import EasyCache, Fixed, LeMiCa, MagCache, MagCacheCalibration, Off, Ratios
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BranchSummary",
+    "EasyCache",
+    "Fixed",
+    "LeMiCa",
+    "MagCache",
+    "MagCacheCalibration",
+    "Off",
+    "Plan",
+    "Ratios",
+    "Run",
+    "RunSummary",
+    "StepCache",
+    "Trajectory",
+    "accelerate",
+    "disable",
+    "enable",
+]

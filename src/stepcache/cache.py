@@ -1,0 +1,363 @@
+"""StepCache: what one transformer remembers during a run, and whether it is evaluated or predicted.
+
+A host (see `hosts/`) puts a StepCache where a model is entered. For every call it asks `enter`: which step and branch
+is this, compute or reuse? Then it either evaluates the model and hands the result to `keep`, or takes `predict`.
+The host knows the model; the policy knows the method; this module knows neither.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+
+from stepcache.plan import BOUNDARIES, Boundary, Plan, Trajectory, timeline
+
+FEW_STEPS = 10
+"""Below this many steps neighbouring evaluations differ so much that reuse rarely pays (see docs/methods.md)."""
+
+
+class Policy(Protocol):
+    """A method with its settings: `begin` makes the decisions for one trajectory."""
+
+    boundary: Boundary
+
+    def begin(self, run: Trajectory) -> Decider:
+        """Check the settings against the run (ValueError) and return fresh state for it."""
+        ...
+
+
+class Decider:
+    """What a policy knows and decides during one trajectory. Subclasses override what they need."""
+
+    plan: Plan | None = None
+    relative = False
+    """At the `output` boundary: cache output minus input and add the new input, instead of repeating the output."""
+    data_dependent = False
+    """Decisions depend on tensors, so ranks that share the trajectory must agree before acting."""
+    history = 1
+    """How many past features a branch must keep."""
+
+    def compute(self, step: int, x: torch.Tensor) -> bool:
+        """Whether to evaluate the model at `step`; asked once a step, on its first branch, with the latent `x`."""
+        raise NotImplementedError
+
+    def weights(self, step: int) -> tuple[float, ...]:
+        """Weights of reused step `step` over the kept features, newest first."""
+        return (1.0,)
+
+    def observe(self, call: Call, x: torch.Tensor, output: torch.Tensor) -> None:
+        """See an evaluation; x and output are what the boundary cuts at (latents, or tokens before and after)."""
+
+    def tensors(self) -> list[torch.Tensor]:
+        """What is held between steps, for the memory figure."""
+        return []
+
+
+class FollowPlan(Decider):
+    """Decisions that were written down beforehand."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan, self.history = plan, plan.history
+        self._computed = frozenset(plan.computed)
+        self._weights = dict(plan.weights)
+
+    def compute(self, step: int, x: torch.Tensor) -> bool:  # noqa: D102
+        return step in self._computed
+
+    def weights(self, step: int) -> tuple[float, ...]:  # noqa: D102
+        return self._weights.get(step, (1.0,))
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of the transformer: where it stands in the trajectory and what was decided."""
+
+    step: int
+    branch: str
+    compute: bool
+    forced: bool
+    leader: bool
+    last: bool
+    start: Any
+
+
+@dataclass
+class _Branch:
+    """One conditioning stream: its features, newest first, and what the model gave and took."""
+
+    name: str
+    features: list[torch.Tensor] = field(default_factory=list)
+    shape: torch.Size | None = None
+    dtype: torch.dtype | None = None
+    computed: list[int] = field(default_factory=list)
+    reused: list[int] = field(default_factory=list)
+    last_step: int = -1
+
+
+class StepCache:
+    """One transformer's cache for one policy.
+
+    Args:
+        policy: decides; a `Plan` decides too.
+        boundary: "output" (the whole call is predicted) or "blocks" (the residual of the block stack is); default:
+            the policy's.
+        cache_device: where features live between steps; default: where they were made.
+        group: ranks that share a trajectory, as a process group; decisions that depend on data are put to the vote
+            there (one rank for computing is enough). `None`: this process decides alone.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        boundary: Boundary | None = None,
+        cache_device: torch.device | str | None = None,
+        group: dist.ProcessGroup | None = None,
+    ) -> None:
+        self.boundary: Boundary = boundary or policy.boundary
+        if self.boundary not in BOUNDARIES:
+            raise ValueError(f"boundary is {self.boundary!r}; expected one of {', '.join(BOUNDARIES)}.")
+        self.policy, self.cache_device, self.group = policy, cache_device, group
+        self.run: Trajectory | None = None
+        self._clear()
+
+    def _clear(self) -> None:
+        self._decider: Decider | None = None
+        self._branches: dict[Hashable, _Branch] = {}
+        self._visited: set[Hashable] = set()
+        self._keys: list[Any] = []  # keeps identities of conditioning inputs from being given to others
+        self._step, self._decision = -1, True
+        self._forced: list[tuple[int, str]] = []
+        self._spans: list[tuple[bool, int, Any, Any]] = []
+        self._peak_bytes = 0
+
+    def begin(self, run: Trajectory) -> None:
+        """Start a trajectory: forget all of the last one, check the policy against this one (ValueError)."""
+        self._clear()
+        self.run = run
+        self._decider = self.policy.begin(run)
+
+    def end(self) -> None:
+        """Free all tensors; the summary of the run stays readable."""
+        for branch in self._branches.values():
+            branch.features.clear()
+        self._decider = None
+        self._keys.clear()
+
+    def enter(self, key: Hashable, x: torch.Tensor, *, holder: Any = None) -> Call:
+        """Take the next call of the transformer.
+
+        Args:
+            key: the branch's name, or the identity of its conditioning input (then pass that input as `holder`).
+            x: the latent fed to the model, own channels only.
+            holder: kept alive until the trajectory ends.
+        """
+        if self.run is None:
+            raise RuntimeError("StepCache.enter was called before StepCache.begin; the host must announce the run.")
+        start = _now(x)
+        if self._decider is None or (key in self._visited and self._step == self.run.num_steps - 1):
+            self.begin(self.run)  # the trajectory is complete: this call belongs to a new one
+        decider = self._decider
+        if decider is None:
+            raise RuntimeError("the policy made no decisions for this run.")
+        if self._step < 0 or key in self._visited:  # a branch came round again: the next step has begun
+            self._step += 1
+            self._visited.clear()
+            self._decision = self._agree(decider, x)
+        self._visited.add(key)
+        branch = self._branches.get(key)
+        if branch is None:
+            branch = self._branches[key] = _Branch(self._name(key))
+            self._keys.append(holder)
+        last = self._step == self.run.num_steps - 1
+        if last:  # a branch that stopped coming, such as guidance switched off, will not come back to be freed
+            for other in self._branches.values():
+                if other.last_step < self._step - 1:
+                    other.features.clear()
+        lacking = branch.shape != x.shape or len(branch.features) < len(decider.weights(self._step))
+        forced = not self._decision and lacking
+        branch.last_step, branch.shape = self._step, x.shape
+        if forced:
+            self._forced.append((self._step, branch.name))
+        leader = branch is next(iter(self._branches.values()))
+        return Call(self._step, branch.name, self._decision or forced, forced, leader, last, start)
+
+    def keep(self, call: Call, x: torch.Tensor, output: torch.Tensor) -> None:
+        """Keep what an evaluation gave. `x` and `output` are equally shaped: latents, or tokens before and after."""
+        branch, decider = self._state(call)
+        decider.observe(call, x, output)
+        branch.dtype = output.dtype
+        branch.computed.append(call.step)
+        if call.last:
+            branch.features.clear()
+        else:
+            feature = _float(output) - _float(x) if self._relative(decider) else output.detach()
+            if self.cache_device is not None:
+                feature = feature.to(self.cache_device, non_blocking=True)
+            branch.features[:] = [feature, *branch.features[: decider.history - 1]]
+        held = [t for b in self._branches.values() for t in b.features] + decider.tensors()
+        distinct = {t.data_ptr(): t.numel() * t.element_size() for t in held}
+        self._peak_bytes = max(self._peak_bytes, sum(distinct.values()))
+        self._spans.append((True, call.step, call.start, _now(output)))
+
+    def predict(self, call: Call, x: torch.Tensor) -> torch.Tensor:
+        """The output of a reused call from the branch's features; as the model's own, it must not be written into."""
+        branch, decider = self._state(call)
+        weights = decider.weights(call.step)
+        features = [f.to(x.device, non_blocking=True) for f in branch.features[: len(weights)]]
+        output = features[0] if weights[0] == 1.0 else features[0] * weights[0]
+        for weight, feature in zip(weights[1:], features[1:], strict=True):
+            output = torch.add(output, feature, alpha=weight)
+        if self._relative(decider):
+            output = x + output
+        branch.reused.append(call.step)
+        if call.last:
+            branch.features.clear()
+        output = output.to(branch.dtype)
+        self._spans.append((False, call.step, call.start, _now(output)))
+        return output
+
+    def summary(self) -> RunSummary:
+        """What the current or last trajectory did so far."""
+        return _summarise(self)
+
+    def _relative(self, decider: Decider) -> bool:
+        return self.boundary == "blocks" or decider.relative
+
+    def _state(self, call: Call) -> tuple[_Branch, Decider]:
+        for branch in self._branches.values():
+            if branch.name == call.branch and self._decider is not None:
+                return branch, self._decider
+        raise RuntimeError("this call belongs to a trajectory that has ended.")
+
+    def _agree(self, decider: Decider, x: torch.Tensor) -> bool:
+        compute = decider.compute(self._step, x)
+        if self.group is not None and decider.data_dependent:
+            vote = torch.tensor([int(compute)], device=x.device)
+            dist.all_reduce(vote, op=dist.ReduceOp.MAX, group=self.group)
+            compute = bool(vote.item())
+        return compute
+
+    def _name(self, key: Hashable) -> str:
+        if isinstance(key, str):
+            return key
+        taken = len(self._branches)
+        return ("cond", "uncond")[taken] if taken < 2 else f"branch{taken + 1}"
+
+
+def _float(x: torch.Tensor) -> torch.Tensor:
+    """Differences of half-precision tensors are taken in float32: they are small against what is subtracted."""
+    return x.detach().to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _now(x: torch.Tensor) -> Any:
+    """A point in time: on CUDA an event (no synchronisation until the summary reads it), else seconds."""
+    if x.is_cuda:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+    return time.perf_counter()
+
+
+def _seconds(start: Any, stop: Any) -> float:
+    if isinstance(start, float):
+        return float(stop - start)
+    stop.synchronize()
+    return float(start.elapsed_time(stop)) / 1000
+
+
+@dataclass(frozen=True)
+class BranchSummary:
+    """Steps computed and reused in one branch, as indices."""
+
+    name: str
+    computed: tuple[int, ...]
+    reused: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What a run did. Seconds are wall time; a step's time is that of all its branches together.
+
+    `loop_seconds` runs from the first call of the transformer to the end of the last one, schedulers included.
+    `forced` are (step, branch) computed because what the reuse needed was not there. `cache_bytes` is the peak.
+    """
+
+    policy: str
+    boundary: str
+    num_steps: int
+    branches: tuple[BranchSummary, ...]
+    forced: tuple[tuple[int, str], ...]
+    loop_seconds: float
+    seconds_per_computed_step: float | None
+    seconds_per_reused_step: float | None
+    cache_bytes: int
+    warnings: tuple[str, ...]
+
+    @property
+    def computed(self) -> tuple[int, ...]:
+        """Steps at which at least one branch was computed."""
+        return tuple(sorted({k for b in self.branches for k in b.computed}))
+
+    @property
+    def reused(self) -> tuple[int, ...]:
+        """Steps that were predicted in every branch."""
+        return tuple(sorted({k for b in self.branches for k in b.reused} - set(self.computed)))
+
+    @property
+    def ideal_speedup(self) -> float:
+        """Steps over computed steps."""
+        return (len(self.computed) + len(self.reused)) / max(1, len(self.computed))
+
+    def __str__(self) -> str:
+        done, steps = len(self.computed), len(self.computed) + len(self.reused)
+        lines = [
+            f"{self.policy}, boundary {self.boundary}: computed {done} of {steps} steps, "
+            f"reused {len(self.reused)}; ideal speed-up {self.ideal_speedup:.2f}x",
+            timeline(steps, self.computed),
+            *(f"  {b.name}: computed {len(b.computed)}, reused {len(b.reused)}" for b in self.branches),
+            f"  loop {self.loop_seconds:.2f} s; cache {self.cache_bytes / 2**20:.2f} MiB at most",
+        ]
+        if self.seconds_per_computed_step and self.seconds_per_reused_step is not None:
+            share = 100 * self.seconds_per_reused_step / self.seconds_per_computed_step
+            lines.append(f"  a computed step took {1000 * self.seconds_per_computed_step:.1f} ms, a reused one {share:.1f} % of it")
+        return "\n".join([*lines, *(f"  warning: {w}" for w in self.warnings)])
+
+
+def _summarise(cache: StepCache) -> RunSummary:
+    branches = tuple(BranchSummary(b.name, tuple(b.computed), tuple(b.reused)) for b in cache._branches.values())
+    spans = cache._spans
+    loop = _seconds(spans[0][2], spans[-1][3]) if spans else 0.0
+    per_step: dict[bool, dict[int, float]] = {True: {}, False: {}}
+    for computed, step, start, stop in spans[1:]:  # the first call warms caches and allocators up
+        per_step[computed][step] = per_step[computed].get(step, 0.0) + _seconds(start, stop)
+    mixed = set(per_step[True]) & set(per_step[False])
+    mean = {
+        kind: sum(times) / len(times) if (times := [s for k, s in steps.items() if k not in mixed and k > 0]) else None
+        for kind, steps in per_step.items()
+    }
+    warnings = []
+    num_steps = cache.run.num_steps if cache.run else 0
+    if spans and not any(b.reused for b in branches):
+        warnings.append("no step was reused: the settings never allowed it")
+    if 0 < num_steps < FEW_STEPS:
+        warnings.append(f"only {num_steps} steps: neighbouring steps differ too much for reuse to make sense")
+    if cache._forced:
+        warnings.append(f"{len(cache._forced)} calls were computed because their branch had nothing to reuse yet")
+    return RunSummary(
+        policy=str(cache.policy),
+        boundary=cache.boundary,
+        num_steps=num_steps,
+        branches=branches,
+        forced=tuple(cache._forced),
+        loop_seconds=loop,
+        seconds_per_computed_step=mean[True],
+        seconds_per_reused_step=mean[False],
+        cache_bytes=cache._peak_bytes,
+        warnings=tuple(warnings),
+    )

@@ -1,0 +1,38 @@
+"""EasyCache for Wan2.1: copy this file into a clone of Wan-Video/Wan2.1 and run it in place of generate.py.
+
+    python easycache_generate.py --task t2v-1.3B --size 832*480 --ckpt_dir ./Wan2.1-T2V-1.3B --prompt "..." --thresh 0.05
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from stepcache.cache import Policy
+from stepcache.dropin.wan21 import launch
+from stepcache.policies.easycache import EasyCache
+
+
+def choose(own: argparse.Namespace, args: argparse.Namespace) -> tuple[Policy | None, str]:
+    """EasyCache needs no table: any task, any step count."""
+    return EasyCache(own.thresh, own.ret_steps, own.boundary), f"easycache{own.thresh:g}"
+
+
+def flags() -> argparse.ArgumentParser:
+    """EasyCache's own flags."""
+    parser = argparse.ArgumentParser(prog="easycache_generate.py", add_help=False, allow_abbrev=False)
+    group = parser.add_argument_group("EasyCache")
+    group.add_argument(
+        "--thresh", type=float, default=0.05, help="accumulated change that ends reuse; larger is faster (default 0.05)"
+    )
+    group.add_argument("--ret_steps", type=int, default=10, help="steps computed at the start (default 10)")
+    group.add_argument("--boundary", choices=("output", "blocks"), default="output", help="what is reused (default output)")
+    return parser
+
+
+def main() -> None:
+    """Parse, choose, run upstream."""
+    launch(flags(), choose)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""What the Wan2.1 drop-ins share: their own flags first, all others to upstream's `generate.py`, which then runs."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from stepcache.cache import Policy
+from stepcache.hosts.wan21 import installed
+
+KIN = {
+    "t2i-14B": "wan2.1-t2v-14B",
+    "flf2v-14B": "wan2.1-i2v-14B",
+    "vace-1.3B": "wan2.1-t2v-1.3B",
+    "vace-14B": "wan2.1-t2v-14B",
+}
+"""Tasks without figures of their own -> the model they were trained from, whose figures they borrow."""
+
+Choose = Callable[[argparse.Namespace, argparse.Namespace], tuple[Policy | None, str]]
+
+
+def launch(flags: argparse.ArgumentParser, choose: Choose) -> None:
+    """Run upstream's generate.py with a cache.
+
+    Args:
+        flags: the drop-in's own flags (a parser without help).
+        choose: (own flags, upstream's) -> policy and a tag for the default file name; no policy: the original process.
+    """
+    own, rest = flags.parse_known_args()
+    upstream, wan = _upstream()
+    if {"-h", "--help"} & set(rest):
+        print(flags.format_help(), "\nAnd all flags of Wan2.1's generate.py:\n", sep="")
+    program = sys.argv[0]
+    sys.argv = [program, *rest]
+    try:
+        args = upstream._parse_args()
+        if not Path(args.ckpt_dir).is_dir():
+            raise FileNotFoundError(f"--ckpt_dir {args.ckpt_dir!r} is not a folder; download the checkpoint first.")
+        policy, tag = choose(own, args)
+    except (AssertionError, ValueError, OSError) as error:
+        fail(str(error))
+    if policy is None:
+        upstream.generate(args)
+        return
+    if args.save_file is None:
+        args.save_file = default_file(args, upstream.EXAMPLE_PROMPT, tag)
+    leader = int(os.getenv("RANK", "0")) == 0
+    with installed(wan, policy, f"wan2.1-{args.task}") as caches:
+        upstream.generate(args)
+    if leader:
+        for cache in caches:
+            print(cache.summary())
+
+
+def _upstream() -> tuple[Any, Any]:
+    """Wan2.1's `generate` and `wan` modules, from the folder this script lies in."""
+    try:
+        return importlib.import_module("generate"), importlib.import_module("wan")
+    except ModuleNotFoundError as error:
+        if error.name not in ("generate", "wan"):
+            raise
+        name = Path(sys.argv[0]).name
+        fail(f"Wan2.1 was not found beside this script; copy {name} into the root of a clone of Wan-Video/Wan2.1, "
+             f"where generate.py lies, and run it there: python {name} --task ...")  # fmt: skip
+
+
+def fail(message: str) -> Any:
+    """One clear sentence, exit code 2."""
+    print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def say(message: str) -> None:
+    """Tell the user, once, on the first rank."""
+    if int(os.getenv("RANK", "0")) == 0:
+        print(f"note: {message}", file=sys.stderr)
+
+
+def default_file(args: argparse.Namespace, examples: dict[str, Any], tag: str) -> str:
+    """Upstream's default file name with the method and its setting before the time."""
+    prompt = args.prompt or examples[args.task]["prompt"]
+    prompt = prompt.replace(" ", "_").replace("/", "_")[:50]
+    size = args.size.replace("*", "x") if sys.platform == "win32" else args.size
+    suffix = ".png" if "t2i" in args.task else ".mp4"
+    parts = (args.task, size, args.ulysses_size, args.ring_size, prompt, tag, datetime.now().strftime("%Y%m%d_%H%M%S"))
+    return "_".join(map(str, parts)) + suffix

@@ -1,0 +1,1 @@
+"""Where a StepCache is put into a codebase: one codebase, one file."""

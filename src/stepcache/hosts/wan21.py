@@ -1,0 +1,104 @@
+"""stepcache in the Wan2.1 repository (Wan-Video/Wan2.1): T2V, T2I, I2V, FLF2V and VACE, one process or several.
+
+Upstream's `generate.py` creates its pipeline object inside a function, as `wan.WanT2V(...)`. So these names are
+replaced, for as long as `installed` is active, by factories that put a cache into the one object they make. The
+transformer is then entered through its instance `forward`, which upstream may have set itself (sequence parallelism)
+or wrapped (FSDP): both keep working, and a skipped call gathers no shards.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch.distributed as dist
+
+from stepcache.cache import Policy, StepCache
+from stepcache.hosts.patching import BlockStack, Patches
+from stepcache.plan import Trajectory
+
+FACTORIES = ("WanT2V", "WanI2V", "WanFLF2V", "WanVace")
+
+
+@contextmanager
+def installed(wan: Any, policy: Policy, model: str | None = None) -> Iterator[list[StepCache]]:
+    """While active, every pipeline made from the upstream package `wan` runs with `policy`.
+
+    Yields the caches of the pipelines made so far, for their summaries. `model` is the name plans are checked against.
+    """
+    caches: list[StepCache] = []
+    patches = Patches()
+
+    def factory(original: Callable[..., Any]) -> Callable[..., Any]:
+        def create(*args: Any, **kwargs: Any) -> Any:
+            pipe = original(*args, **kwargs)
+            cache = StepCache(policy, group=dist.group.WORLD if _ranks() > 1 else None)
+            caches.append(cache)
+            patches.set(pipe, "generate", lambda generate: _generate(generate, pipe, cache, model))
+            return pipe
+
+        return create
+
+    for name in FACTORIES:
+        if hasattr(wan, name):
+            patches.set(wan, name, factory)
+    try:
+        yield caches
+    finally:
+        patches.restore()
+
+
+def _ranks() -> int:
+    """Upstream gives all ranks one video, so they all share the trajectory."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def _generate(original: Callable[..., Any], pipe: Any, cache: StepCache, model: str | None) -> Callable[..., Any]:
+    def generate(*args: Any, **kwargs: Any) -> Any:
+        call = inspect.signature(original).bind(*args, **kwargs)
+        call.apply_defaults()
+        steps, shift, guidance = (call.arguments[n] for n in ("sampling_steps", "shift", "guide_scale"))
+        cache.begin(Trajectory(int(steps), model, float(shift), float(guidance)))
+        patches = Patches()
+        try:
+            _install(pipe.model, cache, patches)
+            return original(*args, **kwargs)
+        finally:
+            patches.restore()
+            cache.end()
+
+    return generate
+
+
+def _install(model: Any, cache: StepCache, patches: Patches) -> None:
+    """Enter `model(x, t=, context=, ...)`: x a list of one latent (C, F, H, W), the result likewise."""
+    stack = BlockStack(cache, list(model.blocks), patches) if cache.boundary == "blocks" else None
+
+    def enter(original: Callable[..., Any]) -> Callable[..., Any]:
+        def forward(x: list[Any], *args: Any, **kwargs: Any) -> list[Any]:
+            context = kwargs["context"]
+            call = cache.enter(id(context), x[0], holder=context)
+            if stack is None:
+                if not call.compute:
+                    return [cache.predict(call, x[0])]
+                result = original(x, *args, **kwargs)
+                cache.keep(call, x[0], result[0])
+                return result
+            stack.call = call
+            try:
+                return original(x, *args, **kwargs)
+            finally:
+                stack.call = None
+
+        return forward
+
+    patches.set(model, "forward", enter)
+    inner = getattr(model, "_fsdp_wrapped_module", model)
+    if stack is not None and hasattr(inner, "forward_vace"):  # VACE's own blocks feed only those that are skipped
+
+        def hints(original: Callable[..., Any]) -> Callable[..., Any]:
+            return lambda *a, **k: original(*a, **k) if stack.call is None or stack.call.compute else None
+
+        patches.set(inner, "forward_vace", hints)

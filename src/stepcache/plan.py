@@ -1,0 +1,269 @@
+"""Plan: which denoising steps are computed and how the others are predicted, as plain data.
+
+A plan is known before the run starts, so it can be read, printed, checked, saved, shared and rebuilt for another step
+count. Every method that decides beforehand (LeMiCa, MagCache, ...) is a function that returns one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+Boundary = Literal["output", "blocks"]
+BOUNDARIES = ("output", "blocks")
+SCHEMA, SCHEMA_VERSION = "stepcache.plan", 1
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One run of the denoising loop, as the host sees it: what a plan is checked against.
+
+    `num_steps` is the number of evaluations of the loop, `model` the host's name for the transformer (a published
+    name when its configuration is recognised, else its structure), `timesteps` the scheduler's, if known. `None`
+    means: not known to the host, so not checked.
+    """
+
+    num_steps: int
+    model: str | None = None
+    shift: float | None = None
+    guidance: float | None = None
+    timesteps: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A schedule with the weights that predict its reused steps.
+
+    Args:
+        num_steps: steps S of the denoising loop, at least 1.
+        computed: strictly increasing indices in 0..S-1 at which the transformer is evaluated; step 0 is one of them.
+        method: what made the plan, e.g. "lemica".
+        model, shift, guidance, timesteps: what the plan was made for; `None` is "any".
+        boundary: where reuse is applied, "output" or "blocks"; `None` leaves it to the run.
+        weights: pairs (step, (w0, w1, ...)): that reused step is predicted as w0 * (last computed output) +
+            w1 * (the one before) + ...; a reused step that is not named repeats the last output, weights (1.0,).
+        source: where the figures come from.
+        notes: what a reader should know, e.g. that the schedule was resampled.
+
+    Raises:
+        ValueError: if any of this does not hold; the sentence says what was expected.
+    """
+
+    num_steps: int
+    computed: tuple[int, ...]
+    method: str = "custom"
+    model: str | None = None
+    shift: float | None = None
+    guidance: float | None = None
+    timesteps: tuple[float, ...] | None = None
+    boundary: Boundary | None = None
+    weights: tuple[tuple[int, tuple[float, ...]], ...] = ()
+    source: str = ""
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        steps = self.computed
+        if not isinstance(self.num_steps, int) or self.num_steps < 1:
+            raise ValueError(f"num_steps is {self.num_steps!r}; a plan needs a whole number of steps, at least 1.")
+        if not isinstance(steps, tuple) or not all(type(k) is int for k in steps):
+            raise ValueError(f"computed is {steps!r}; expected a tuple of step indices.")
+        if not steps or steps[0] != 0:
+            raise ValueError(f"computed is {list(steps)}; it must start with step 0, there is nothing to reuse before.")
+        if any(a >= b for a, b in zip(steps, steps[1:], strict=False)):
+            raise ValueError(f"computed is {list(steps)}; indices must increase strictly.")
+        if steps[-1] >= self.num_steps:
+            raise ValueError(f"computed names step {steps[-1]}, but a run of {self.num_steps} steps ends at {self.num_steps - 1}.")
+        if self.boundary not in (None, *BOUNDARIES):
+            raise ValueError(f"boundary is {self.boundary!r}; expected one of {', '.join(BOUNDARIES)}.")
+        if self.timesteps is not None and len(self.timesteps) != self.num_steps:
+            raise ValueError(f"{len(self.timesteps)} timesteps for {self.num_steps} steps; expected one a step.")
+        for step, weights in self.weights:
+            before = sum(k < step for k in steps)
+            if step in self.computed or not 0 < step < self.num_steps:
+                raise ValueError(f"weights are given for step {step}, which is not a reused step of this plan.")
+            if not 1 <= len(weights) <= before:
+                raise ValueError(f"step {step} has {len(weights)} weights; {before} outputs are known by then.")
+
+    @property
+    def budget(self) -> int:
+        """Number of computed steps, B."""
+        return len(self.computed)
+
+    @property
+    def reused(self) -> tuple[int, ...]:
+        """Indices of the steps that are predicted."""
+        computed = set(self.computed)
+        return tuple(k for k in range(self.num_steps) if k not in computed)
+
+    @property
+    def ideal_speedup(self) -> float:
+        """S / B: the speed-up of the loop if reused steps cost nothing."""
+        return self.num_steps / self.budget
+
+    @property
+    def history(self) -> int:
+        """How many past outputs the plan's predictions reach back to, at least 1."""
+        return max((len(w) for _, w in self.weights), default=1)
+
+    def weights_at(self, step: int) -> tuple[float, ...]:
+        """Weights of reused step `step` over the computed outputs, newest first."""
+        return dict(self.weights).get(step, (1.0,))
+
+    def timeline(self, width: int = 100) -> str:
+        """The plan as two lines of text for the eye: computed steps as `█`, reused ones as `·`."""
+        return "\n".join((timeline(self.num_steps, self.computed, width), self.describe()))
+
+    def describe(self) -> str:
+        """One line: method, model, counts, ideal speed-up."""
+        name = f"{self.method} for {self.model}" if self.model else self.method
+        return f"{name}: {self.budget} of {self.num_steps} steps computed, ideal speed-up {self.ideal_speedup:.2f}x"
+
+    def __str__(self) -> str:
+        return "\n".join((self.timeline(), *(f"note: {n}" for n in self.notes)))
+
+    def fitted_to(self, run: Trajectory, *, resample: bool = False) -> Plan:
+        """This plan if it was made for `run`; with `resample`, the plan made to fit, with a warning.
+
+        Raises:
+            ValueError: what the plan is for, what the run is, what to do.
+        """
+        differences = [
+            f"{name} {mine} (the run: {theirs})"
+            for name in ("model", "shift", "guidance")
+            if (mine := getattr(self, name)) is not None
+            and (theirs := getattr(run, name)) is not None
+            and not (math_close(mine, theirs) if isinstance(mine, float) else mine == theirs)
+        ]
+        if self.num_steps != run.num_steps:
+            differences.insert(0, f"{self.num_steps} steps (the run: {run.num_steps})")
+        elif self.timesteps and run.timesteps and not all(map(math_close, self.timesteps, run.timesteps)):
+            differences.append("other timesteps than the run's")
+        if not differences:
+            return self
+        what = f"this plan ({self.method}) was made for " + ", ".join(differences)
+        if not resample:
+            raise ValueError(f"{what}. Make one for this run, or ask for resampling to use it all the same.")
+        warnings.warn(f"{what}; used all the same because resampling was asked for.", stacklevel=2)
+        fitted = replace(self, model=run.model, shift=run.shift, guidance=run.guidance, timesteps=None)
+        return fitted if self.num_steps == run.num_steps else fitted.resampled(run.num_steps)
+
+    def resampled(self, num_steps: int, budget: int | None = None) -> Plan:
+        """The schedule mapped through its normalised step position k / (S - 1) onto another step count or budget.
+
+        `budget` defaults to the plan's own; it is kept exactly, first and last step included, and is at most
+        `num_steps`. Weights belong to a step count and are dropped.
+
+        Raises:
+            ValueError: if the budget does not fit the step count.
+        """
+        budget = min(self.budget, num_steps) if budget is None else budget
+        if not min(2, num_steps) <= budget <= num_steps:
+            raise ValueError(f"a budget of {budget} does not fit {num_steps} steps; use {min(2, num_steps)} to {num_steps}.")
+        scale = (num_steps - 1) / max(self.num_steps - 1, 1)
+        computed = spread([k * scale for k in stretch(self.computed, budget)], num_steps)
+        note = f"resampled from {self.budget} of {self.num_steps} to {budget} of {num_steps} steps; no published figures"
+        return replace(
+            self, num_steps=num_steps, computed=computed, weights=(), timesteps=None, notes=(*self.notes, note)
+        )
+
+    def to_json(self) -> str:
+        """JSON text with the schema's name and version inside; `Plan.from_json` reads it back equal."""
+        return json.dumps({"schema": SCHEMA, "version": SCHEMA_VERSION, **asdict(self)}, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Read `to_json`'s text; ValueError if it is not a plan of a known version."""
+        data = parse_document(text, SCHEMA, SCHEMA_VERSION)
+        unknown = set(data) - {f.name for f in fields(cls)}
+        if unknown or not {"num_steps", "computed"} <= set(data):
+            raise ValueError(f"not a valid plan: it needs num_steps and computed, and has unknown {sorted(unknown)}.")
+        try:
+            for name in ("computed", "timesteps", "notes"):
+                data[name] = tuple(data[name]) if data.get(name) is not None else cls.__dataclass_fields__[name].default
+            data["weights"] = tuple((int(k), tuple(float(w) for w in ws)) for k, ws in data.get("weights") or ())
+            return cls(**data)
+        except TypeError as error:
+            raise ValueError(f"not a valid plan: {error}.") from error
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the JSON, whole or not at all."""
+        write_atomically(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Plan:
+        """Read a plan file.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: not a plan.
+        """
+        return cls.from_json(read_text(path, "plan"))
+
+
+def timeline(num_steps: int, computed: tuple[int, ...], width: int = 100) -> str:
+    """One mark a step, `█` computed and `·` reused, wrapped at `width` marks."""
+    marks = "".join("█" if k in set(computed) else "·" for k in range(num_steps))
+    return "\n".join(marks[i : i + width] for i in range(0, num_steps, width))
+
+
+def stretch(values: tuple[int, ...], count: int) -> list[float]:
+    """`count` values read off the polygon through `values`, ends included."""
+    if count == 1 or len(values) == 1:
+        return [float(values[0])] + [float(values[-1])] * (count - 1)
+    positions = [i * (len(values) - 1) / (count - 1) for i in range(count)]
+    lower = [min(int(p), len(values) - 2) for p in positions]
+    return [values[j] + (p - j) * (values[j + 1] - values[j]) for p, j in zip(positions, lower, strict=True)]
+
+
+def spread(wanted: list[float], num_steps: int) -> tuple[int, ...]:
+    """Distinct indices in 0..num_steps-1 near the rising positions `wanted`, the first at 0 and the last at the end."""
+    count, chosen = len(wanted), [0]
+    for i, position in enumerate(wanted[1:], start=1):
+        latest = num_steps - (count - i)  # leave room for those still to come
+        chosen.append(min(max(round(position), chosen[-1] + 1), latest))
+    if count > 1:
+        chosen[-1] = num_steps - 1
+    return tuple(chosen)
+
+
+def math_close(a: float, b: float) -> bool:
+    """Equal to float32 precision, which is what schedulers keep."""
+    return abs(a - b) <= 1e-5 * max(abs(a), abs(b), 1.0)
+
+
+def parse_document(text: str, schema: str, version: int) -> dict[str, Any]:
+    """The fields of a JSON document that names its schema and version; ValueError for anything else."""
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON: {error}.") from error
+    if not isinstance(data, dict) or data.pop("schema", None) != schema:
+        raise ValueError(f'not a {schema} file: it must be a JSON object with "schema": "{schema}".')
+    if (found := data.pop("version", None)) != version:
+        raise ValueError(f"{schema} version {found!r} is unknown; this program reads version {version}.")
+    return data
+
+
+def read_text(path: str | os.PathLike[str], kind: str) -> str:
+    """A file's text; FileNotFoundError or ValueError with the kind of file that was expected."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{kind} file {os.fspath(path)!r} does not exist.")
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{kind} file {os.fspath(path)!r} is not text.") from error
+
+
+def write_atomically(path: str | os.PathLike[str], text: str) -> None:
+    """Write `text` under a temporary name in the same folder, then rename: a reader never sees half of it."""
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)

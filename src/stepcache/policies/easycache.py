@@ -1,0 +1,97 @@
+"""EasyCache: reuse while the output is expected to have changed little (arXiv 2507.02860, section 3.3).
+
+The transformer's change is taken as proportional to the latent's, with a rate k measured at computed steps:
+
+    k   = |y_a - y_b| / |x_a - x_b|       a, b: the last two computed steps, |.| the mean absolute value
+    E  += k |x_s - x_(s-1)| / |y_a|       at every step s after a
+    reuse while E < thresh, as  x_s + (y_a - x_a)
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from stepcache.cache import Call, Decider
+from stepcache.plan import Boundary, Trajectory
+
+
+@dataclass(frozen=True)
+class EasyCache:
+    """EasyCache with its authors' settings for Wan2.1.
+
+    Args:
+        thresh: accumulated relative change that ends a stretch of reuse; 0 computes every step.
+        ret_steps: steps computed at the start, before any reuse (the paper's R); the last step is always computed.
+        boundary: where reuse is applied; the paper's is "output".
+    """
+
+    thresh: float = 0.05
+    ret_steps: int = 10
+    boundary: Boundary = "output"
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.thresh) or self.thresh < 0:
+            raise ValueError(f"thresh is {self.thresh}; expected a number that is not negative, for example 0.05.")
+        if self.ret_steps < 0:
+            raise ValueError(f"ret_steps is {self.ret_steps}; expected 0 or more steps.")
+
+    def begin(self, run: Trajectory) -> Decider:
+        """Fresh state for a run."""
+        return _EasyCacheRun(self, run.num_steps)
+
+    def __str__(self) -> str:
+        return f"easycache (thresh {self.thresh:g})"
+
+
+class _EasyCacheRun(Decider):
+    """Decisions and measurements of one run; all on the first branch (cond), the others obey."""
+
+    relative = True
+    data_dependent = True
+
+    def __init__(self, settings: EasyCache, num_steps: int) -> None:
+        self.settings, self.num_steps = settings, num_steps
+        self.x: torch.Tensor | None = None  # latent of the last step, computed or not
+        self.x_a: torch.Tensor | None = None  # latent and output of the last computed step
+        self.y_a: torch.Tensor | None = None
+        self.size_a = torch.tensor(1.0)  # |y_a|
+        self.k: torch.Tensor | None = None
+        self.error: torch.Tensor | float = 0.0
+
+    def compute(self, step: int, x: torch.Tensor) -> bool:
+        """The rule of the module's head, with the first `ret_steps` steps and the last computed."""
+        before = self.x
+        if step == self.num_steps - 1:
+            self.x = self.x_a = self.y_a = None
+            return True
+        self.x = x.detach().clone()  # callbacks may write into the pipeline's latents
+        if step < self.settings.ret_steps or self.k is None or before is None or before.shape != x.shape:
+            self.error = 0.0
+            return True
+        self.error = self.error + self.k * _mean_abs(x, before) / self.size_a
+        if bool(self.error < self.settings.thresh):
+            return False
+        self.error = 0.0
+        return True
+
+    def observe(self, call: Call, x: torch.Tensor, output: torch.Tensor) -> None:
+        """Refresh k on the first branch."""
+        if not call.leader or call.last:
+            return
+        if call.forced:  # computed for want of a cached output: as good a measurement as any
+            self.error = 0.0
+        self.size_a = output.detach().float().abs().mean()
+        if self.x_a is not None and self.y_a is not None and self.y_a.shape == output.shape:
+            self.k = _mean_abs(output, self.y_a) / _mean_abs(self.x if self.x is not None else x, self.x_a)
+        self.x_a, self.y_a = self.x, output.detach()
+
+    def tensors(self) -> list[torch.Tensor]:
+        """The last latent, and latent and output of the last computed step."""
+        return [t for t in (self.x, self.x_a, self.y_a) if t is not None]
+
+
+def _mean_abs(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return (a.detach().float() - b.float()).abs().mean()

@@ -1,0 +1,1 @@
+"""Published schedules, ratios and coefficients, as data with sources."""
