@@ -152,7 +152,7 @@ class Run:
         return len(self.losses)
 
     def iterations(self, title: str) -> Iterator[int]:
-        """The iterations still to do, with a progress bar, a checkpoint every five minutes and one at the end."""
+        """The iterations still to do, with a progress bar, a checkpoint every two minutes and one at the end."""
         bar = tqdm(range(self.done, self.steps), initial=self.done, total=self.steps, desc=title, dynamic_ncols=True)
         saved = started = time.monotonic()
         before = self.seconds
@@ -162,7 +162,7 @@ class Run:
             if i % 20 == 0:
                 recent = self.losses[-100:]
                 bar.set_postfix(loss=f"{sum(recent) / len(recent):.4f}")
-            if time.monotonic() - saved > 300:
+            if time.monotonic() - saved > 120:
                 self.save()
                 saved = time.monotonic()
         self.save()
@@ -228,10 +228,12 @@ def train_vae(args: argparse.Namespace, device: str) -> tuple[AutoencoderKLWan, 
     run = Run({"vae": vae}, args.work / "vae", lr=2e-3, steps=args.vae_steps, ema=0.995)
     for i in run.iterations("vae"):
         clips = render(scenes_of("vae", args.seed, i, 4)).to(device)
-        # Convolutions do not care where a crop comes from; whole frames at the end teach the middle attention.
+        # Convolutions do not care where a crop comes from; long clips teach the causal chunks not to drift, and whole
+        # frames at the end teach the middle attention.
         if i < 0.95 * args.vae_steps:
             top, left = (int(v) for v in torch.randint(0, SIZE // 2 + 1, (2,), generator=torch.Generator().manual_seed(i)))
-            clips = clips[:, :, :9, top : top + 32, left : left + 32]
+            frames = 9 if i < 0.78 * args.vae_steps else FRAMES
+            clips = clips[:, :, :frames, top : top + 32, left : left + 32]
         posterior = vae.encode(clips).latent_dist
         sample = posterior.mean + torch.exp(0.5 * posterior.logvar) * torch.randn_like(posterior.mean)
         error = vae.decode(sample).sample - clips
@@ -345,7 +347,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints, latents, losses, sheets")
     parser.add_argument("--out", type=Path, help="where the finished pipeline is written (default: WORK/pipeline)")
     parser.add_argument("--stages", default="vae,latents,dit,pipeline", help="stop after the last one named")
-    parser.add_argument("--vae-steps", type=int, default=5500)
+    parser.add_argument("--vae-steps", type=int, default=6200)
     parser.add_argument("--clips", type=int, default=12000, help="clips in the training set")
     parser.add_argument("--steps", type=int, default=9000, help="iterations of the transformer")
     parser.add_argument("--batch", type=int, default=32)

@@ -141,16 +141,23 @@ def mean_psnr(values: Sequence[float]) -> float:
 
 
 def _array_batches(a: NDArray[Any] | Tensor, b: NDArray[Any] | Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    left, right = torch.as_tensor(a), torch.as_tensor(b)
-    for frames in (left, right):
+    for frames in (a, b):
         if frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
             raise ValueError(f"Frames have shape {list(frames.shape)}; expected [T, H, W, 3].")
-    if left.shape != right.shape:
-        raise ValueError(f"Frames of shapes {list(left.shape)} and {list(right.shape)} cannot be compared.")
-    count, height, width, _ = left.shape
+    if a.shape != b.shape:
+        raise ValueError(
+            f"Frames of shapes {list(a.shape)} and {list(b.shape)} cannot be compared; both must be alike."
+        )
+
+    count, height, width, _ = a.shape
     step = _batch_size(height, width)
     for start in range(0, count, step):
-        yield _unit(left[start : start + step]), _unit(right[start : start + step])
+        part = slice(start, start + step)
+        yield _unit(_tensor(a[part])), _unit(_tensor(b[part]))
+
+
+def _tensor(frames: NDArray[Any] | Tensor) -> Tensor:
+    return frames if isinstance(frames, Tensor) else torch.from_numpy(np.array(frames))  # a memory map is read-only
 
 
 def _batch_size(height: int, width: int) -> int:
@@ -246,7 +253,7 @@ class ClipComparison:
     lpips: float | None
     """Mean over frames; None when it was not computed."""
     psnr_whole_clip: float
-    """PSNR of the squared error averaged over all frames: what `easycache` reports, and at most the mean over frames."""
+    """PSNR of the squared error averaged over all frames, whatever the protocol."""
     psnr_per_frame: tuple[float, ...]
     ssim_per_frame: tuple[float, ...]
     lpips_per_frame: tuple[float, ...] | None

@@ -348,41 +348,54 @@ def _checked(frames: Frames) -> Iterator[Frame]:
         yield checked
 
 
+@dataclass(frozen=True)
+class _Format:
+    """What FFmpeg is to make."""
+
+    container: str
+    codec: str
+    pixels: str
+    codec_options: dict[str, str]
+    container_options: dict[str, str]
+
+
+_MP4 = _Format("mp4", "libx264", "yuv420p", {"crf": "16"}, {"movflags": "+faststart"})  # faststart: plays while loading
+_MKV = _Format("matroska", "ffv1", "bgr0", {"level": "3", "slicecrc": "1"}, {})
+
+
 def _write_mp4(path: Path, first: Frame, frames: Iterator[Frame], fps: float) -> None:
-    height, width = (n % 2 for n in first.shape[:2])
-    even = (np.pad(f, ((0, height), (0, width), (0, 0)), mode="edge") for f in frames) if height or width else frames
-    quality = {"crf": "12", "preset": "medium"}
-    _encode(path, even, fps, "mp4", "libx264", "yuv420p", quality, {"movflags": "+faststart"})
+    below, right = (size % 2 for size in first.shape[:2])
+
+    def even(frame: Frame) -> Frame:
+        return np.pad(frame, ((0, below), (0, right), (0, 0)), mode="edge")
+
+    _encode(path, even(first), map(even, frames), fps, _MP4)
 
 
 def _write_mkv(path: Path, first: Frame, frames: Iterator[Frame], fps: float) -> None:
-    _encode(path, frames, fps, "matroska", "ffv1", "bgr0", {"level": "3", "slicecrc": "1"}, {})
+    _encode(path, first, frames, fps, _MKV)
 
 
-def _encode(
-    path: Path,
-    frames: Iterator[Frame],
-    fps: float,
-    container: str,
-    codec: str,
-    pixels: str,
-    codec_options: dict[str, str],
-    container_options: dict[str, str],
-) -> None:
+def _encode(path: Path, first: Frame, frames: Iterator[Frame], fps: float, form: _Format) -> None:
     av = _need("av", "writing video files needs PyAV")
-    convert: dict[str, Any] = {"format": pixels}
-    with av.open(str(path), "w", format=container, options=container_options) as output:
-        stream = output.add_stream(codec, rate=Fraction(fps).limit_denominator(1001), options=codec_options)
-        stream.pix_fmt = pixels
-        if pixels.startswith("yuv"):  # say which YUV it is: players guess, by size, when a file does not
-            context = stream.codec_context
-            context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709
-            context.color_range = 1  # limited
-            convert |= {"dst_colorspace": "itu709", "dst_color_range": "mpeg"}
-        for array in frames:
-            stream.height, stream.width = array.shape[:2]
-            output.mux(stream.encode(av.VideoFrame.from_ndarray(array, format="rgb24").reformat(**convert)))
-        output.mux(stream.encode(None))
+    try:
+        with av.open(str(path), "w", format=form.container, options=form.container_options) as output:
+            stream = output.add_stream(form.codec, rate=Fraction(fps).limit_denominator(1001), options=form.codec_options)
+            stream.height, stream.width, _ = first.shape
+            stream.pix_fmt = form.pixels
+            conversion = {"format": form.pixels}
+            if form.pixels.startswith("yuv"):  # say which YUV it is: players guess, by size, when a file does not
+                context = stream.codec_context
+                context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709
+                context.color_range = 1  # limited
+                conversion |= {"dst_colorspace": "ITU709", "dst_color_range": "MPEG"}
+            for frame in frames:
+                picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+                output.mux(stream.encode(picture.reformat(**conversion)))
+            output.mux(stream.encode(None))
+    except av.FFmpegError as error:
+        size = f"{first.shape[1]} x {first.shape[0]}"
+        raise ValueError(f"FFmpeg cannot write {size} frames as {form.codec} ({error.strerror}).") from error
 
 
 def _write_npy(path: Path, first: Frame, frames: Iterator[Frame], fps: float) -> None:

@@ -1,0 +1,272 @@
+"""`stepcache generate`: one clip from a diffusers Wan pipeline, uncached or with a policy, and a record to repeat it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from stepcache import __version__
+from stepcache.cache import Policy, RunSummary
+from stepcache.hosts.diffusers import PIPELINES, accelerate, model_name
+from stepcache.plan import Plan, Trajectory, read_text, write_atomically
+from stepcache.policies import EasyCache, Fixed, LeMiCa, MagCache, MagCacheCalibration, Off, Ratios
+from stepcache.video import write_clip
+
+RECORD_SCHEMA, RECORD_VERSION = "stepcache.generation", 1
+DEFAULTS_FILE = "generation_defaults.json"
+"""A model folder may hold this JSON object: height, width, num_frames, fps, guidance."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to generate; sizes in pixels, `None` guidance size or frames: the model's defaults."""
+
+    prompt: str
+    negative_prompt: str = ""
+    steps: int = 50
+    guidance: float = 5.0
+    seed: int = 0
+    height: int = 480
+    width: int = 832
+    num_frames: int = 81
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of `stepcache generate`."""
+    parser.description = __doc__
+    parser.set_defaults(run=run)
+    add = parser.add_argument
+    add("--model", required=True, metavar="DIR_OR_ID", help="folder or hub id of a diffusers Wan pipeline")
+    add("--prompt", required=True)
+    add("--negative_prompt", default="")
+    add("--image", metavar="FILE", help="first frame, for image-to-video pipelines")
+    add("--steps", type=int, default=50, help="steps of the denoising loop (50)")
+    add("--guidance", type=float, help="guidance scale; 1 switches guidance off (default: the model's, else 5)")
+    add("--seed", type=int, default=0)
+    for name in ("height", "width", "num_frames"):
+        add(f"--{name}", type=int, help="default: the model's")
+    add("--output", required=True, metavar="FILE", help=".mp4 for viewing, .mkv or .npy lossless; FILE's .json beside it")
+    add("--lossless", action="store_true", help="also write the frames losslessly, as .mkv beside the clip")
+    add("--fps", type=float, help="default: the model's, else 16")
+    add("--device", help="default: cuda if there is one, else cpu")
+    add("--dtype", choices=("float32", "bfloat16", "float16"), help="default: bfloat16 on cuda, float32 on cpu")
+    add_policy_arguments(parser)
+
+
+def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags that choose and set a policy: as in the drop-ins."""
+    group = parser.add_argument_group("policy")
+    add = group.add_argument
+    add("--policy", choices=("none", "lemica", "easycache", "magcache"), default=None, help="default: none, or --plan")
+    add("--plan", metavar="FILE", help="a plan file to follow")
+    add("--boundary", choices=("output", "blocks"), default="output", help="what is reused (output)")
+    add("--table", metavar="MODEL", help="use the figures published for this model, e.g. wan2.1-t2v-1.3B")
+    add("--resample", action="store_true", help="allow other budgets and step counts than the plan or the table is for")
+    add("--cache_device", help="where cached tensors live between steps, e.g. cpu")
+    add("--lemica_budget", type=int, default=25, help="computed steps (25)")
+    add("--thresh", type=float, default=0.05, help="EasyCache: accumulated change that ends reuse (0.05)")
+    add("--ret_steps", type=int, default=10, help="EasyCache: steps computed at the start (10)")
+    add("--magcache_thresh", type=float, help="MagCache: accumulated drift that ends reuse (recommended, else 0.12)")
+    add("--magcache_K", type=int, help="MagCache: most consecutive reused steps (recommended, else 2)")
+    add("--retention_ratio", type=float, help="MagCache: share computed at the start (recommended, else 0.2)")
+    add("--magcache_ratios", metavar="FILE", help="MagCache: ratios file to use, or to write when calibrating")
+    add("--magcache_interp", choices=("product", "nearest"), help="MagCache: bring ratios to another step count")
+    add("--magcache_calibration", action="store_true", help="MagCache: compute every step, write --magcache_ratios")
+
+
+def policy_from(args: argparse.Namespace) -> Policy:
+    """The policy the flags describe; ValueError or FileNotFoundError if they contradict each other or a file is bad."""
+    if args.plan and args.policy:
+        raise ValueError(f"--plan and --policy {args.policy} exclude each other; give one of them.")
+    if args.magcache_calibration and not args.magcache_ratios:
+        raise ValueError("--magcache_calibration needs --magcache_ratios FILE to write to.")
+    if args.plan:
+        return Fixed(Plan.load(args.plan), args.resample)
+    if args.magcache_calibration:
+        return MagCacheCalibration()
+    if args.policy == "lemica":
+        return LeMiCa(args.lemica_budget, args.table, args.resample, args.boundary)
+    if args.policy == "easycache":
+        return EasyCache(args.thresh, args.ret_steps, args.boundary)
+    if args.policy == "magcache":
+        ratios = Ratios.load(args.magcache_ratios) if args.magcache_ratios else None
+        settings = (args.magcache_thresh, args.magcache_K, args.retention_ratio, args.table)
+        return MagCache(*settings, ratios, args.magcache_interp, args.boundary)
+    return Off()
+
+
+def load_pipeline(model: str, device: str | None = None, dtype: str | None = None) -> Any:
+    """Load a diffusers Wan pipeline.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: not a supported pipeline.
+        ImportError: diffusers is not installed.
+    """
+    try:
+        from diffusers import DiffusionPipeline
+    except ImportError as error:
+        raise ImportError("this needs diffusers: pip install 'stepcache[diffusers,video]'.") from error
+    looks_local = model.startswith((".", "/", "~")) or model.count("/") != 1
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        if not (folder / "model_index.json").is_file():
+            raise FileNotFoundError(f"model folder {model!r} has no model_index.json; it is not a diffusers pipeline.")
+        model = str(folder)
+    elif looks_local:
+        raise FileNotFoundError(f"model folder {model!r} does not exist; give a folder or a hub id such as owner/name.")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = dtype or ("bfloat16" if device.startswith("cuda") else "float32")
+    pipe = DiffusionPipeline.from_pretrained(model, torch_dtype=getattr(torch, dtype))
+    if type(pipe).__name__ not in PIPELINES:
+        raise ValueError(f"{model!r} is a {type(pipe).__name__}; expected one of {', '.join(PIPELINES)}.")
+    try:
+        return pipe.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {device!r} cannot be used here: {error}") from error
+
+
+def model_defaults(model: str) -> dict[str, Any]:
+    """The folder's own defaults (`generation_defaults.json`), else none."""
+    path = Path(model).expanduser() / DEFAULTS_FILE
+    if not path.is_file():
+        return {}
+    defaults = json.loads(read_text(path, "defaults"))
+    if not isinstance(defaults, dict):
+        raise ValueError(f"{path}: expected a JSON object.")
+    return defaults
+
+
+def check_policy(policy: Policy, pipe: Any, request: Request) -> None:
+    """Let a policy that does not fit the run say so before anything is computed (ValueError)."""
+    if not isinstance(policy, MagCacheCalibration):
+        shift = pipe.scheduler.config.get("flow_shift")
+        policy.begin(Trajectory(request.steps, model_name(pipe.transformer), shift, request.guidance))
+
+
+def check_request(request: Request) -> None:
+    """ValueError for numbers no pipeline can use."""
+    if request.steps < 1:
+        raise ValueError(f"--steps is {request.steps}; expected at least 1.")
+    if request.guidance < 0:
+        raise ValueError(f"--guidance is {request.guidance}; expected 0 or more (1 switches guidance off).")
+    for name in ("height", "width"):
+        if (size := getattr(request, name)) < 16 or size % 16:
+            raise ValueError(f"--{name} is {size}; expected a multiple of 16.")
+    if request.num_frames < 1 or request.num_frames % 4 != 1:
+        raise ValueError(f"--num_frames is {request.num_frames}; expected 4n + 1, for example 17 or 81.")
+
+
+def generate(
+    pipe: Any, request: Request, policy: Policy, cache_device: str | None = None, **inputs: Any
+) -> tuple[np.ndarray, RunSummary]:
+    """Run the pipeline once under `policy`.
+
+    Returns:
+        frames [T, H, W, 3] uint8, and what the run did.
+    """
+    generator = torch.Generator("cpu").manual_seed(request.seed)
+    with accelerate(pipe, policy, cache_device=cache_device) as accelerated:
+        frames = pipe(
+            prompt=request.prompt,
+            negative_prompt=request.negative_prompt or None,
+            num_inference_steps=request.steps,
+            guidance_scale=request.guidance,
+            height=request.height,
+            width=request.width,
+            num_frames=request.num_frames,
+            generator=generator,
+            output_type="np",
+            **inputs,
+        ).frames[0]
+    return (np.clip(frames, 0, 1) * 255).round().astype(np.uint8), accelerated.summary()
+
+
+def record(model: str, pipe: Any, request: Request, args: argparse.Namespace, summary: RunSummary) -> dict[str, Any]:
+    """Everything needed to repeat a run, and what it did."""
+    import diffusers
+
+    flags = {k: v for k, v in vars(args).items() if k not in ("run", "command") and v is not None}
+    return {
+        "schema": RECORD_SCHEMA,
+        "version": RECORD_VERSION,
+        "model": model,
+        "transformer": model_name(pipe.transformer),
+        "scheduler": {"class": type(pipe.scheduler).__name__, "shift": pipe.scheduler.config.get("flow_shift")},
+        "request": asdict(request),
+        "flags": flags,
+        "device": str(pipe.device),
+        "dtype": str(pipe.transformer.dtype).removeprefix("torch."),
+        "versions": {
+            "stepcache": __version__,
+            "torch": torch.__version__,
+            "diffusers": diffusers.__version__,
+            "python": platform.python_version(),
+        },
+        "result": {
+            "computed": summary.computed,
+            "reused": summary.reused,
+            "branches": {b.name: {"computed": b.computed, "reused": b.reused} for b in summary.branches},
+            "ideal_speedup": summary.ideal_speedup,
+            "loop_seconds": summary.loop_seconds,
+            "seconds_per_computed_step": summary.seconds_per_computed_step,
+            "seconds_per_reused_step": summary.seconds_per_reused_step,
+            "cache_bytes": summary.cache_bytes,
+            "warnings": summary.warnings,
+        },
+    }
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check everything that can be checked, load, generate, write the clip and its record."""
+    output = Path(args.output)
+    if output.suffix not in (".mp4", ".mkv", ".npy"):
+        raise ValueError(f"--output is {args.output!r}; expected a name ending in .mp4, .mkv or .npy.")
+    policy = policy_from(args)
+    defaults = model_defaults(args.model)
+
+    def choose(name: str, otherwise: Any) -> Any:
+        given = getattr(args, name)
+        return given if given is not None else defaults.get(name, otherwise)
+
+    sizes = {name: choose(name, getattr(Request, name)) for name in ("height", "width", "num_frames")}
+    request = Request(args.prompt, args.negative_prompt, args.steps, choose("guidance", 5.0), args.seed, **sizes)
+    check_request(request)
+    pipe = load_pipeline(args.model, args.device, args.dtype)
+    inputs = _image_input(pipe, args.image, request)
+    check_policy(policy, pipe, request)
+    frames, summary = generate(pipe, request, policy, args.cache_device, **inputs)
+    fps = choose("fps", 16.0)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_clip(output, frames, fps)
+    if args.lossless:
+        write_clip(output.with_suffix(".mkv"), frames, fps)
+    document = json.dumps(record(args.model, pipe, request, args, summary), indent=1, default=str)
+    write_atomically(output.with_suffix(".json"), document + "\n")
+    print(summary)
+    if isinstance(policy, MagCacheCalibration):
+        policy.ratios().save(args.magcache_ratios)
+        print(f"ratios written to {args.magcache_ratios}")
+    print(f"wrote {output}")
+    return 0
+
+
+def _image_input(pipe: Any, image: str | None, request: Request) -> dict[str, Any]:
+    wants = "ImageToVideo" in type(pipe).__name__
+    if wants != bool(image):
+        need = "needs --image FILE" if wants else "takes no --image"
+        raise ValueError(f"{type(pipe).__name__} {need}.")
+    if not image:
+        return {}
+    from PIL import Image
+
+    if not Path(image).is_file():
+        raise FileNotFoundError(f"image {image!r} does not exist.")
+    return {"image": Image.open(image).convert("RGB").resize((request.width, request.height))}

@@ -1,0 +1,16 @@
+"""PSNR, SSIM and LPIPS of two clips: `stepcache compare`, from a clone, without installing anything.
+
+python tools/video_metrics.py --original_video full.mkv --generated_video lemica.mkv
+"""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+if importlib.util.find_spec("stepcache") is None:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+from stepcache.compare import main
+
+if __name__ == "__main__":
+    sys.exit(main(prog="video_metrics.py"))
