@@ -105,6 +105,8 @@ def test_mp4_pads_odd_sizes_and_does_not_rescale(tmp_path):
     [
         ("libx264rgb", "rgb24", {"crf": "0"}, False),
         ("libx264rgb", "rgb24", {"crf": "18"}, True),
+        ("libx264rgb", "rgb24", {"qp": "10"}, True),
+        ("libvpx-vp9", "gbrp", {"crf": "40", "b": "0"}, True),
         ("libx264", "yuv444p", {"crf": "0"}, True),
         ("ffv1", "bgr0", {}, False),
         ("ffv1", "yuv420p", {}, True),
@@ -241,7 +243,7 @@ def test_floats_out_of_range(tmp_path, value):
 
 def test_npy_never_unpickles(tmp_path):
     np.save(tmp_path / "a.npy", np.array([{"a": 1}]), allow_pickle=True)
-    with pytest.raises(ValueError, match="cannot be read as an .npy"):
+    with pytest.raises(ValueError, match=r"cannot be read as an \.npy"):
         open_clip(tmp_path / "a.npy")
 
 
@@ -336,7 +338,7 @@ def test_bad_fps(tmp_path, fps):
 
 
 def test_unknown_suffix(tmp_path):
-    with pytest.raises(ValueError, match="clips are written as .mp4, .mkv, .npy or a folder"):
+    with pytest.raises(ValueError, match=r"clips are written as \.mp4, \.mkv, \.npy or a folder"):
         write_clip(tmp_path / "a.xyz", noise())
 
 

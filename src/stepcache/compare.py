@@ -39,7 +39,7 @@ def build_parser(prog: str = "stepcache compare") -> argparse.ArgumentParser:
         prog=prog,
         description="PSNR, SSIM and LPIPS of generated clips against the originals.",
         epilog="A clip is a video file, an .npy of frames [T, H, W, 3], or a folder of PNG frames. Measure on lossless "
-        "clips (.mkv with FFV1, .npy, PNG): an mp4's own error is far larger than what caching changes.",
+        "clips (.mkv with FFV1, .npy, PNG): the codec's error in an mp4 is measured too.",
     )
     clips = "a clip, or a folder of clips"
     parser.add_argument("--original_video", required=True, type=Path, metavar="A", help=f"{clips}: the reference")
@@ -69,6 +69,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "stepcache compare") -> 
         pairs = find_pairs(args.original_video, args.generated_video)
         lpips, source = (None, "--no_lpips") if args.no_lpips else find_lpips(args.lpips_backbone)
         results = _compare(pairs, args.protocol, lpips, device)
+        print("\n".join(table(pairs, results) + notes(results, device, lpips, source)))
         if args.json is not None:
             with replacing(args.json) as temporary:
                 report = to_json(pairs, results, str(device), lpips, source)
@@ -76,7 +77,6 @@ def main(argv: Sequence[str] | None = None, prog: str = "stepcache compare") -> 
     except (ValueError, OSError, ImportError) as error:
         print(f"{prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    print("\n".join(table(pairs, results) + notes(results, device, lpips, source)))
     return 0
 
 
@@ -139,8 +139,12 @@ def table(pairs: Sequence[Pair], results: Sequence[ClipComparison]) -> list[str]
         rows.append(("mean", "", "", *_numbers(summary["mean"]), ""))
         worst_pairs = {metric: entry and entry["value"] for metric, entry in summary["worst"].items()}
         rows.append(("worst", "", "", *_numbers(worst_pairs), ""))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return ["  ".join((cell.ljust if i == 0 else cell.rjust)(widths[i]) for i, cell in enumerate(row)) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for name, *cells in rows:
+        right = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
+        lines.append("  ".join([name.ljust(widths[0]), *right]).rstrip())
+    return lines
 
 
 def notes(results: Sequence[ClipComparison], device: torch.device, lpips: LPIPS | None, source: str) -> list[str]:
@@ -154,8 +158,11 @@ def notes(results: Sequence[ClipComparison], device: torch.device, lpips: LPIPS 
     identical = sum(result.identical_frames for result in results)
     if identical:
         frames = sum(result.frames for result in results)
-        outside = ", and not in its mean PSNR" if protocol.name == "reference" else ""
+        outside = ", and not in the mean PSNR over frames" if protocol.name == "reference" else ""
         lines.append(f"{identical} of {frames} frames are identical to the original's{outside}")
+    unbounded = sum(finite(result.psnr) is None for result in results)
+    if unbounded and len(results) > 1:
+        lines.append(f"pairs that are identical, and not in the mean PSNR over pairs: {unbounded} of {len(results)}")
     lossy = [result.lossy for result in results if result.lossy]
     if lossy:
         more = f" (And {len(lossy) - 1} more pairs.)" if len(lossy) > 1 else ""

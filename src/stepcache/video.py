@@ -380,7 +380,9 @@ def _encode(path: Path, first: Frame, frames: Iterator[Frame], fps: float, form:
     av = _need("av", "writing video files needs PyAV")
     try:
         with av.open(str(path), "w", format=form.container, options=form.container_options) as output:
-            stream = output.add_stream(form.codec, rate=Fraction(fps).limit_denominator(1001), options=form.codec_options)
+            stream = output.add_stream(
+                form.codec, rate=Fraction(fps).limit_denominator(1001), options=form.codec_options
+            )
             stream.height, stream.width, _ = first.shape
             stream.pix_fmt = form.pixels
             conversion = {"format": form.pixels}
@@ -450,16 +452,26 @@ def contact_sheet(
     if not rows or columns < 1 or (scale is not None and scale < 1):
         got = f"{len(rows)} rows, {columns} columns, scale {scale}"
         raise ValueError(f"A contact sheet needs at least one row, one column and a scale of 1; got {got}.")
-    strips: list[tuple[str, list[int], list[Picture]]] = []
+    strips = []
     for label, frames in rows:
         array = np.asarray(frames)
         clip = array_clip(array, label)  # checks the shape
         shown = np.unique(np.rint(np.linspace(0, len(array) - 1, min(columns, len(array)))).astype(int)).tolist()
         pictures = [_resized(to_uint8(array[i], f"{label}, frame {i}"), scale) for i in shown]
-        strips.append((f"{label}   ({clip.frames} frames, {clip.width} x {clip.height})", shown, pictures))
+        strips.append(_Strip(label, f"{clip.frames} frames, {clip.width} x {clip.height}", shown, pictures))
     sheet = _sheet(strips)
     with replacing(path) as temporary:
         sheet.save(temporary, format="PNG")
+
+
+@dataclass(frozen=True)
+class _Strip:
+    """One row of a contact sheet."""
+
+    label: str
+    detail: str
+    numbers: list[int]
+    pictures: list[Picture]
 
 
 def _resized(frame: Frame, scale: int | None) -> Picture:
@@ -472,29 +484,33 @@ def _resized(frame: Frame, scale: int | None) -> Picture:
     return image.resize([n * factor for n in image.size], image_module.Resampling.NEAREST)
 
 
-def _sheet(strips: Sequence[tuple[str, list[int], list[Picture]]]) -> Picture:
+def _sheet(strips: Sequence[_Strip]) -> Picture:
     """Draw labels, frames and frame numbers on a light ground."""
     from PIL import Image, ImageDraw, ImageFont
 
-    label_font, number_font = ImageFont.load_default(size=18), ImageFont.load_default(size=12)
-    margin, gap, label_height, number_height = 24, 6, 30, 26
-    ground, ink, grey = (250, 250, 248), (30, 30, 34), (130, 130, 136)
+    label_font, small_font = ImageFont.load_default(size=18), ImageFont.load_default(size=12)
+    margin, gap, label_height, number_height, space = 24, 6, 30, 20, 14
+    ground, ink, grey = (250, 250, 248), (30, 30, 34), (120, 120, 126)
 
-    width = max(
-        max(sum(picture.width + gap for picture in pictures) - gap, math.ceil(label_font.getlength(label)))
-        for label, _, pictures in strips
-    )
-    heights = [label_height + max(picture.height for picture in pictures) + number_height for *_, pictures in strips]
-    sheet = Image.new("RGB", (width + 2 * margin, sum(heights) + 2 * margin - 8), ground)
+    def width(strip: _Strip) -> int:
+        labels = label_font.getlength(strip.label) + margin + small_font.getlength(strip.detail)
+        return max(sum(p.width + gap for p in strip.pictures) - gap, math.ceil(labels))
+
+    heights = [label_height + strip.pictures[0].height + number_height + space for strip in strips]
+    size = max(map(width, strips)) + 2 * margin, sum(heights) - space + 2 * margin
+    sheet = Image.new("RGB", size, ground)
     draw = ImageDraw.Draw(sheet)
     top = margin
-    for (label, numbers, pictures), height in zip(strips, heights, strict=True):
-        draw.text((margin, top), label, fill=ink, font=label_font)
+    for strip, height in zip(strips, heights, strict=True):
+        baseline = top + 18
+        draw.text((margin, baseline), strip.label, fill=ink, font=label_font, anchor="ls")
+        after = 2 * margin + label_font.getlength(strip.label)
+        draw.text((after, baseline), strip.detail, fill=grey, font=small_font, anchor="ls")
         left = margin
-        for number, picture in zip(numbers, pictures, strict=True):
+        for number, picture in zip(strip.numbers, strip.pictures, strict=True):
             sheet.paste(picture, (left, top + label_height))
             below = top + label_height + picture.height + 4
-            draw.text((left + picture.width / 2, below), str(number), fill=grey, font=number_font, anchor="ma")
+            draw.text((left + picture.width / 2, below), str(number), fill=grey, font=small_font, anchor="ma")
             left += picture.width + gap
         top += height
     return sheet

@@ -1,0 +1,245 @@
+"""The built Wan2.1 drop-ins, end to end, as copied files: against the stand-in, and the real repository when given."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+STANDIN = Path(__file__).with_name("standin_wan21")
+SCRIPTS = {
+    "lemica": "LeMiCa4Wan2.1/inference_wan.py",
+    "easycache": "EasyCache4Wan2.1/easycache_generate.py",
+    "magcache": "MagCache4Wan2.1/magcache_generate.py",
+}
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("Wan2.1")
+    shutil.copytree(STANDIN, folder, dirs_exist_ok=True)
+    for script in SCRIPTS.values():
+        shutil.copy(ROOT / script, folder)
+    (folder / "ckpt").mkdir()
+    return folder
+
+
+def run(clone, method, *flags, ranks=1, check=True):
+    script = Path(SCRIPTS[method]).name if method in SCRIPTS else method
+    launcher = [sys.executable]
+    if ranks > 1:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        launcher += ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}"]
+        launcher += ["--master_addr=127.0.0.1", f"--master_port={port}"]
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
+    command = [*launcher, script, "--ckpt_dir", "ckpt", *map(str, flags)]
+    done = subprocess.run(command, cwd=clone, env=env, capture_output=True, text=True, timeout=120)
+    if check:
+        assert done.returncode == 0, done.stderr
+    return done
+
+
+def record(clone, name, rank=0):
+    return json.loads((clone / f"{name}.rank{rank}.json").read_text())
+
+
+def executions(clone, method, *flags, name="out.mp4", **kwargs):
+    run(clone, method, *flags, "--save_file", name, **kwargs)
+    return record(clone, name)
+
+
+@pytest.fixture(scope="module")
+def baseline(clone):
+    return executions(clone, "generate.py", "--task", "t2v-1.3B", "--size", "832*480", name="base.mp4")
+
+
+T2V = ("--task", "t2v-1.3B", "--size", "832*480")
+
+
+@pytest.mark.parametrize("method", ["lemica", "magcache"])
+def test_without_its_flag_a_script_is_the_original_process(clone, baseline, method):
+    assert executions(clone, method, *T2V) == baseline
+
+
+@pytest.mark.parametrize("boundary", ["output", "blocks"])
+@pytest.mark.parametrize("budget", [25, 14])
+def test_lemica_computes_the_published_number_of_steps(clone, baseline, budget, boundary):
+    done = executions(clone, "lemica", *T2V, "--lemica_budget", budget, "--boundary", boundary)
+    assert done["executions"] == [2 * budget] * 4
+    assert done["video"] != baseline["video"]
+
+
+def test_image_to_video_takes_its_own_table(clone):
+    flags = ("--task", "i2v-14B", "--size", "832*480")
+    assert executions(clone, "lemica", *flags, "--lemica_budget", 17)["executions"] == [34] * 4
+
+
+def test_vace_skips_its_own_blocks_too(clone):
+    done = executions(clone, "lemica", "--task", "vace-1.3B", "--lemica_budget", 20, "--boundary", "blocks")
+    assert done["executions"] == [40] * 6
+
+
+def test_tasks_without_a_table_borrow_aloud_and_resample_on_request(clone):
+    done = run(clone, "lemica", "--task", "t2i-14B", "--lemica_budget", 25, "--save_file", "t2i.png")
+    assert "published nothing for t2i-14B; its schedule for wan2.1-t2v-14B is used" in done.stderr
+    refused = run(clone, "lemica", "--task", "flf2v-14B", "--lemica_budget", 25, check=False)
+    assert refused.returncode == 2
+    assert "of 40 steps" in refused.stderr
+    done = run(clone, "lemica", "--task", "flf2v-14B", "--lemica_budget", 25, "--lemica_resample", "--save_file", "f.mp4")
+    assert "resampled from 25 of 40 to 25 of 50 steps" in done.stderr
+    assert record(clone, "f.mp4")["executions"] == [50] * 4
+
+
+def test_easycache_and_its_ret_steps(clone):
+    assert executions(clone, "easycache", *T2V, "--thresh", 1e9, "--ret_steps", 4)["executions"] == [2 * 5] * 4
+    assert executions(clone, "easycache", *T2V, "--thresh", 0)["executions"] == [100] * 4
+
+
+def test_magcache_counts(clone):
+    flags = (*T2V, "--use_magcache", "--magcache_thresh", 0.12, "--retention_ratio", 0.2)
+    assert executions(clone, "magcache", *flags, "--magcache_K", 2)["executions"] == [50] * 4
+    assert executions(clone, "magcache", *flags, "--magcache_K", 4)["executions"] == [42] * 4
+    i2v = ("--task", "i2v-14B", "--size", "1280*720", "--use_magcache")
+    done = executions(clone, "magcache", *i2v, "--magcache_thresh", 0.24, "--magcache_K", 6)
+    assert done["executions"] == [2 * 15] * 4  # the original's 14 and the last step
+
+
+def test_magcache_calibrates_and_takes_the_file_back(clone, baseline):
+    done = run(clone, "magcache", *T2V, "--magcache_calibration", "--magcache_ratios", "r.json", "--save_file", "c.mp4")
+    assert "ratios written to r.json" in done.stdout
+    assert record(clone, "c.mp4") == baseline
+    ratios = json.loads((clone / "r.json").read_text())
+    assert (ratios["num_steps"], ratios["model"]) == (50, "wan2.1-t2v-1.3B")
+    run(clone, "magcache", *T2V, "--use_magcache", "--magcache_ratios", "r.json", "--save_file", "r.mp4")
+    wrong = run(clone, "magcache", *T2V, "--sample_steps", 30, "--use_magcache", "--magcache_ratios", "r.json", check=False)
+    assert wrong.returncode == 2
+    assert "calibrated for 50 steps and the run has 30" in wrong.stderr
+
+
+def test_the_setting_is_in_the_default_file_name(clone):
+    assert "two_cats___boxing_lemica25_" in run(clone, "lemica", *T2V, "--lemica_budget", 25).stdout
+    assert "_easycache0.05_" in run(clone, "easycache", *T2V).stdout
+    assert "_magcache0.12K2_" in run(clone, "magcache", *T2V, "--use_magcache").stdout
+
+
+def test_summary_is_printed(clone):
+    out = run(clone, "lemica", *T2V, "--lemica_budget", 25, "--save_file", "s.mp4").stdout
+    assert "computed 25 of 50 steps" in out
+
+
+def test_help_shows_both_sets_of_flags(clone):
+    out = run(clone, "lemica", "--help").stdout
+    assert "--lemica_budget" in out
+    assert "--sample_guide_scale" in out
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--lemica_budget", "24"), "14, 17, 20, 25 of 50 steps"),
+        (("--lemica_budget", "25", "--sample_steps", "40"), "25 of 40 steps"),
+        (("--lemica_budget", "many"), "invalid int value"),
+        (("--lemica_budget", "25", "--ckpt_dir", "nowhere"), "'nowhere' is not a folder"),
+        (("--lemica_budget", "25", "--colour", "red"), "unrecognized arguments: --colour red"),
+    ],
+)
+def test_mistakes_end_with_a_sentence_and_code_2(clone, flags, says):
+    done = run(clone, "lemica", *T2V, *flags, check=False)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_magcache_mistakes(clone):
+    missing = run(clone, "magcache", *T2V, "--use_magcache", "--magcache_ratios", "none.json", check=False)
+    assert (missing.returncode, "does not exist" in missing.stderr) == (2, True)
+    negative = run(clone, "magcache", *T2V, "--use_magcache", "--magcache_K", "-1", check=False)
+    assert (negative.returncode, "expected 0 or more" in negative.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("method", SCRIPTS)
+def test_in_the_wrong_folder_it_says_what_to_copy_where(tmp_path, method):
+    shutil.copy(ROOT / SCRIPTS[method], tmp_path)
+    done = run(tmp_path, method, *T2V, check=False)
+    assert done.returncode == 2
+    assert "into the root of a clone of Wan-Video/Wan2.1" in done.stderr
+
+
+def test_an_error_in_upstream_passes_through(clone):
+    done = run(clone, "lemica", *T2V, "--lemica_budget", 25, "--fail_at", 7, check=False)
+    assert done.returncode == 1
+    assert "stand-in failure" in done.stderr
+
+
+def test_nothing_stays_patched_after_an_error(monkeypatch):
+    sys.path.insert(0, str(STANDIN))
+    try:
+        import wan
+
+        from stepcache import Fixed, Plan
+        from stepcache.hosts.wan21 import installed
+
+        original = wan.WanT2V
+        with pytest.raises(RuntimeError, match="stand-in failure"), installed(wan, Fixed(Plan(50, (0, 49)))) as caches:
+            pipe = wan.WanT2V(use_usp=True, fail_at=5)
+            forward = vars(pipe.model)["forward"]
+            pipe.generate("x", seed=1)
+        assert wan.WanT2V is original
+        assert vars(pipe.model)["forward"] is forward
+        assert "generate" not in vars(pipe)
+        assert not any("forward" in vars(b) for b in pipe.model.blocks)
+        assert caches[0].summary().computed == (0,)
+        clean = original(fail_at=-1).generate("x", seed=1)
+        with installed(wan, Fixed(Plan(50, tuple(range(50))))):
+            assert wan.WanT2V(use_usp=True).generate("x", seed=1).equal(clean)
+    finally:
+        sys.path.remove(str(STANDIN))
+        for name in [n for n in sys.modules if n.split(".")[0] in ("wan", "generate")]:
+            del sys.modules[name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("method", "flags"),
+    [
+        ("lemica", ("--lemica_budget", 25)),
+        ("easycache", ("--thresh", 0.05, "--ret_steps", 4)),
+        ("magcache", ("--use_magcache",)),
+    ],
+)
+def test_two_ranks_compute_the_same_steps_and_the_same_video(clone, method, flags):
+    single = executions(clone, method, *T2V, *flags, name="one.mp4")
+    run(clone, method, *T2V, *flags, "--save_file", "two.mp4", "--ulysses_size", 2, ranks=2)
+    for rank in (0, 1):
+        double = record(clone, "two.mp4", rank)
+        assert double["executions"] == single["executions"]
+        assert double["video"] == single["video"]
+
+
+needs_upstream = pytest.mark.skipif(
+    not os.environ.get("WAN21_ROOT"),
+    reason="WAN21_ROOT is not set: the drop-ins were not run against a real Wan2.1 checkout",
+)
+
+
+@needs_upstream
+@pytest.mark.parametrize("method", SCRIPTS)
+def test_the_real_repository_accepts_the_script(method, tmp_path):
+    """With a real checkout: both sets of flags, and the names the host builds on, are there."""
+    root = tmp_path / "Wan2.1"
+    shutil.copytree(os.environ["WAN21_ROOT"], root, ignore=shutil.ignore_patterns(".git", "*.pth", "*.safetensors"))
+    shutil.copy(ROOT / SCRIPTS[method], root)
+    script = Path(SCRIPTS[method]).name
+    done = subprocess.run([sys.executable, script, "--help"], cwd=root, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert "--sample_guide_scale" in done.stdout
+    source = (root / "generate.py").read_text()
+    for name in ("wan.WanT2V(", "wan.WanI2V(", "wan.WanFLF2V(", "wan.WanVace(", "def _parse_args", "def generate(args)"):
+        assert name in source
