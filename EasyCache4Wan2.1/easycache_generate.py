@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import inspect
+import itertools
 import json
 import math
 import os
@@ -21,8 +22,9 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NoReturn, Protocol
 
 import torch
 import torch.distributed as dist
@@ -93,10 +95,12 @@ class Plan:
             raise ValueError(f"computed is {steps!r}; expected a tuple of step indices.")
         if not steps or steps[0] != 0:
             raise ValueError(f"computed is {list(steps)}; it must start with step 0, there is nothing to reuse before.")
-        if any(a >= b for a, b in zip(steps, steps[1:], strict=False)):
+        if any(a >= b for a, b in itertools.pairwise(steps)):
             raise ValueError(f"computed is {list(steps)}; indices must increase strictly.")
         if steps[-1] >= self.num_steps:
-            raise ValueError(f"computed names step {steps[-1]}, but a run of {self.num_steps} steps ends at {self.num_steps - 1}.")
+            raise ValueError(
+                f"computed names step {steps[-1]}, but a run of {self.num_steps} steps ends at {self.num_steps - 1}."
+            )
         if self.boundary not in (None, *BOUNDARIES):
             raise ValueError(f"boundary is {self.boundary!r}; expected one of {', '.join(BOUNDARIES)}.")
         if self.timesteps is not None and len(self.timesteps) != self.num_steps:
@@ -146,7 +150,7 @@ class Plan:
         return "\n".join((self.timeline(), *(f"note: {n}" for n in self.notes)))
 
     def fitted_to(self, run: Trajectory, *, resample: bool = False) -> Plan:
-        """This plan if it was made for `run`; with `resample`, the plan made to fit, with a warning.
+        """The plan itself if it was made for `run`; with `resample`, the plan made to fit, with a warning.
 
         Raises:
             ValueError: what the plan is for, what the run is, what to do.
@@ -182,10 +186,14 @@ class Plan:
         """
         budget = min(self.budget, num_steps) if budget is None else budget
         if not min(2, num_steps) <= budget <= num_steps:
-            raise ValueError(f"a budget of {budget} does not fit {num_steps} steps; use {min(2, num_steps)} to {num_steps}.")
+            raise ValueError(
+                f"a budget of {budget} does not fit {num_steps} steps; use {min(2, num_steps)} to {num_steps}."
+            )
         scale = (num_steps - 1) / max(self.num_steps - 1, 1)
         computed = spread([k * scale for k in stretch(self.computed, budget)], num_steps)
-        note = f"resampled from {self.budget} of {self.num_steps} to {budget} of {num_steps} steps; no published figures"
+        note = (
+            f"resampled from {self.budget} of {self.num_steps} to {budget} of {num_steps} steps; no published figures"
+        )
         return replace(
             self, num_steps=num_steps, computed=computed, weights=(), timesteps=None, notes=(*self.notes, note)
         )
@@ -302,7 +310,10 @@ FEW_STEPS = 10
 class Policy(Protocol):
     """A method with its settings: `begin` makes the decisions for one trajectory."""
 
-    boundary: Boundary
+    @property
+    def boundary(self) -> Boundary:
+        """Where reuse is applied unless the host is told otherwise."""
+        ...
 
     def begin(self, run: Trajectory) -> Decider:
         """Check the settings against the run (ValueError) and return fresh state for it."""
@@ -344,10 +355,10 @@ class FollowPlan(Decider):
         self._computed = frozenset(plan.computed)
         self._weights = dict(plan.weights)
 
-    def compute(self, step: int, x: torch.Tensor) -> bool:  # noqa: D102
+    def compute(self, step: int, x: torch.Tensor) -> bool:
         return step in self._computed
 
-    def weights(self, step: int) -> tuple[float, ...]:  # noqa: D102
+    def weights(self, step: int) -> tuple[float, ...]:
         return self._weights.get(step, (1.0,))
 
 
@@ -603,7 +614,8 @@ class RunSummary:
         ]
         if self.seconds_per_computed_step and self.seconds_per_reused_step is not None:
             share = 100 * self.seconds_per_reused_step / self.seconds_per_computed_step
-            lines.append(f"  a computed step took {1000 * self.seconds_per_computed_step:.1f} ms, a reused one {share:.1f} % of it")
+            milliseconds = 1000 * self.seconds_per_computed_step
+            lines.append(f"  a computed step took {milliseconds:.1f} ms, a reused one {share:.1f} % of it")
         return "\n".join([*lines, *(f"  warning: {w}" for w in self.warnings)])
 
 
@@ -685,12 +697,11 @@ class BlockStack:
     """
 
     def __init__(self, cache: StepCache, blocks: list[torch.nn.Module], patches: Patches) -> None:
-        self.cache, self.call = cache, None
+        self.cache = cache
+        self.call: Call | None = None
         self._tokens: torch.Tensor | None = None
         for i, block in enumerate(blocks):
-            patches.set(block, "forward", lambda original, i=i: self._wrap(original, i, len(blocks) - 1))
-
-    call: Call | None
+            patches.set(block, "forward", partial(self._wrap, index=i, last=len(blocks) - 1))
 
     def _wrap(self, original: Callable[..., Any], index: int, last: int) -> Callable[..., Any]:
         def forward(tokens: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -860,7 +871,7 @@ def _upstream() -> tuple[Any, Any]:
              f"where generate.py lies, and run it there: python {name} --task ...")  # fmt: skip
 
 
-def fail(message: str) -> Any:
+def fail(message: str) -> NoReturn:
     """One clear sentence, exit code 2."""
     print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
     raise SystemExit(2)
@@ -983,7 +994,9 @@ def flags() -> argparse.ArgumentParser:
         "--thresh", type=float, default=0.05, help="accumulated change that ends reuse; larger is faster (default 0.05)"
     )
     group.add_argument("--ret_steps", type=int, default=10, help="steps computed at the start (default 10)")
-    group.add_argument("--boundary", choices=("output", "blocks"), default="output", help="what is reused (default output)")
+    group.add_argument(
+        "--boundary", choices=("output", "blocks"), default="output", help="what is reused (default output)"
+    )
     return parser
 
 

@@ -1,6 +1,7 @@
 """LeMiCa for Wan2.1: copy this file into a clone of Wan-Video/Wan2.1 and add --lemica_budget to the usual command.
 
-    python inference_wan.py --task t2v-1.3B --size 832*480 --ckpt_dir ./Wan2.1-T2V-1.3B --prompt "..." --lemica_budget 25
+    python inference_wan.py --task t2v-1.3B --size 832*480 --ckpt_dir ./Wan2.1-T2V-1.3B --prompt "..." \
+        --lemica_budget 25
 
 Without --lemica_budget it is upstream's generate.py, step for step.
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import inspect
+import itertools
 import json
 import os
 import sys
@@ -22,8 +24,9 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NoReturn, Protocol
 
 import torch
 import torch.distributed as dist
@@ -94,10 +97,12 @@ class Plan:
             raise ValueError(f"computed is {steps!r}; expected a tuple of step indices.")
         if not steps or steps[0] != 0:
             raise ValueError(f"computed is {list(steps)}; it must start with step 0, there is nothing to reuse before.")
-        if any(a >= b for a, b in zip(steps, steps[1:], strict=False)):
+        if any(a >= b for a, b in itertools.pairwise(steps)):
             raise ValueError(f"computed is {list(steps)}; indices must increase strictly.")
         if steps[-1] >= self.num_steps:
-            raise ValueError(f"computed names step {steps[-1]}, but a run of {self.num_steps} steps ends at {self.num_steps - 1}.")
+            raise ValueError(
+                f"computed names step {steps[-1]}, but a run of {self.num_steps} steps ends at {self.num_steps - 1}."
+            )
         if self.boundary not in (None, *BOUNDARIES):
             raise ValueError(f"boundary is {self.boundary!r}; expected one of {', '.join(BOUNDARIES)}.")
         if self.timesteps is not None and len(self.timesteps) != self.num_steps:
@@ -147,7 +152,7 @@ class Plan:
         return "\n".join((self.timeline(), *(f"note: {n}" for n in self.notes)))
 
     def fitted_to(self, run: Trajectory, *, resample: bool = False) -> Plan:
-        """This plan if it was made for `run`; with `resample`, the plan made to fit, with a warning.
+        """The plan itself if it was made for `run`; with `resample`, the plan made to fit, with a warning.
 
         Raises:
             ValueError: what the plan is for, what the run is, what to do.
@@ -183,10 +188,14 @@ class Plan:
         """
         budget = min(self.budget, num_steps) if budget is None else budget
         if not min(2, num_steps) <= budget <= num_steps:
-            raise ValueError(f"a budget of {budget} does not fit {num_steps} steps; use {min(2, num_steps)} to {num_steps}.")
+            raise ValueError(
+                f"a budget of {budget} does not fit {num_steps} steps; use {min(2, num_steps)} to {num_steps}."
+            )
         scale = (num_steps - 1) / max(self.num_steps - 1, 1)
         computed = spread([k * scale for k in stretch(self.computed, budget)], num_steps)
-        note = f"resampled from {self.budget} of {self.num_steps} to {budget} of {num_steps} steps; no published figures"
+        note = (
+            f"resampled from {self.budget} of {self.num_steps} to {budget} of {num_steps} steps; no published figures"
+        )
         return replace(
             self, num_steps=num_steps, computed=computed, weights=(), timesteps=None, notes=(*self.notes, note)
         )
@@ -303,7 +312,10 @@ FEW_STEPS = 10
 class Policy(Protocol):
     """A method with its settings: `begin` makes the decisions for one trajectory."""
 
-    boundary: Boundary
+    @property
+    def boundary(self) -> Boundary:
+        """Where reuse is applied unless the host is told otherwise."""
+        ...
 
     def begin(self, run: Trajectory) -> Decider:
         """Check the settings against the run (ValueError) and return fresh state for it."""
@@ -345,10 +357,10 @@ class FollowPlan(Decider):
         self._computed = frozenset(plan.computed)
         self._weights = dict(plan.weights)
 
-    def compute(self, step: int, x: torch.Tensor) -> bool:  # noqa: D102
+    def compute(self, step: int, x: torch.Tensor) -> bool:
         return step in self._computed
 
-    def weights(self, step: int) -> tuple[float, ...]:  # noqa: D102
+    def weights(self, step: int) -> tuple[float, ...]:
         return self._weights.get(step, (1.0,))
 
 
@@ -604,7 +616,8 @@ class RunSummary:
         ]
         if self.seconds_per_computed_step and self.seconds_per_reused_step is not None:
             share = 100 * self.seconds_per_reused_step / self.seconds_per_computed_step
-            lines.append(f"  a computed step took {1000 * self.seconds_per_computed_step:.1f} ms, a reused one {share:.1f} % of it")
+            milliseconds = 1000 * self.seconds_per_computed_step
+            lines.append(f"  a computed step took {milliseconds:.1f} ms, a reused one {share:.1f} % of it")
         return "\n".join([*lines, *(f"  warning: {w}" for w in self.warnings)])
 
 
@@ -686,12 +699,11 @@ class BlockStack:
     """
 
     def __init__(self, cache: StepCache, blocks: list[torch.nn.Module], patches: Patches) -> None:
-        self.cache, self.call = cache, None
+        self.cache = cache
+        self.call: Call | None = None
         self._tokens: torch.Tensor | None = None
         for i, block in enumerate(blocks):
-            patches.set(block, "forward", lambda original, i=i: self._wrap(original, i, len(blocks) - 1))
-
-    call: Call | None
+            patches.set(block, "forward", partial(self._wrap, index=i, last=len(blocks) - 1))
 
     def _wrap(self, original: Callable[..., Any], index: int, last: int) -> Callable[..., Any]:
         def forward(tokens: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -861,7 +873,7 @@ def _upstream() -> tuple[Any, Any]:
              f"where generate.py lies, and run it there: python {name} --task ...")  # fmt: skip
 
 
-def fail(message: str) -> Any:
+def fail(message: str) -> NoReturn:
     """One clear sentence, exit code 2."""
     print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
     raise SystemExit(2)
@@ -953,7 +965,7 @@ SCHEDULES: dict[str, tuple[int, dict[int, tuple[int, ...]]]] = {
 # fmt: on
 
 # ---------- stepcache.policies.lemica -------------------------------------------------------------------------------
-# LeMiCa: a schedule found beforehand as a lexicographic minimax path (arXiv 2511.00090), as its authors published it.
+# LeMiCa: the schedules its authors found as lexicographic minimax paths (arXiv 2511.00090) and published.
 
 @dataclass(frozen=True)
 class LeMiCa:
@@ -1031,7 +1043,9 @@ def flags() -> argparse.ArgumentParser:
     group = parser.add_argument_group("LeMiCa")
     group.add_argument("--lemica_budget", type=int, help="computed steps: 25, 20, 17 or 14; omitted: original process")
     group.add_argument(
-        "--lemica_resample", action="store_true", help="allow other budgets and step counts, resampled from the published"
+        "--lemica_resample",
+        action="store_true",
+        help="allow other budgets and step counts, resampled from the published",
     )
     group.add_argument(
         "--boundary", choices=("output", "blocks"), default="output",

@@ -39,7 +39,11 @@ def test_built_files_import_only_the_standard_library_and_torch(target):
 
 
 def test_the_core_imports_only_the_standard_library_and_torch():
-    for path in [ROOT / "src/stepcache/plan.py", ROOT / "src/stepcache/cache.py", *(ROOT / "src/stepcache/policies").glob("*.py")]:
+    for path in [
+        ROOT / "src/stepcache/plan.py",
+        ROOT / "src/stepcache/cache.py",
+        *(ROOT / "src/stepcache/policies").glob("*.py"),
+    ]:
         for node in ast.walk(ast.parse(path.read_text())):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []

@@ -20,7 +20,9 @@ def visit(cache, branch, x, output=None, holder=None):
 
 
 def held(cache):
-    return sum(len(b.features) for b in cache._branches.values()) + (len(cache._decider.tensors()) if cache._decider else 0)
+    return sum(len(b.features) for b in cache._branches.values()) + (
+        len(cache._decider.tensors()) if cache._decider else 0
+    )
 
 
 def test_a_step_ends_when_a_branch_comes_round_again():

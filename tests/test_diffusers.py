@@ -25,7 +25,7 @@ def reference_reuse(pipe, plan, boundary, guidance=5.0, seed=1, size=32):
     def blocks(x, step, text):
         rope = t.rope(x)
         h = t.patch_embedding(x).flatten(2).transpose(1, 2).contiguous()
-        temb, proj, states, _ = t.condition_embedder(step, text, None)
+        _temb, proj, states, _ = t.condition_embedder(step, text, None)
         proj = proj.unflatten(1, (6, -1))
         for block in t.blocks:
             h = block(h, states, proj, rope)
@@ -246,7 +246,7 @@ def test_repeated_integer_timesteps_do_not_confuse_the_steps(pipe):
     pipe.scheduler = tiny_scheduler(16.0)
     pipe.scheduler.set_timesteps(100)
     assert len(set(pipe.scheduler.timesteps.tolist())) < 100
-    plan = Plan(100, tuple(range(0, 99, 2)) + (99,))
+    plan = Plan(100, (*tuple(range(0, 99, 2)), 99))
     with stepcache.accelerate(pipe, plan) as run:
         sample(pipe, steps=100, size=16)
     assert run.summary().computed == plan.computed
@@ -349,7 +349,10 @@ def test_refusals(pipe):
             sample(pipe, steps=20)
     stepcache.disable(pipe)
     stepcache.disable(pipe)
-    with stepcache.accelerate(pipe, LeMiCa(25)), pytest.raises(ValueError, match="no published table for WanTransformer3D"):
+    with (
+        stepcache.accelerate(pipe, LeMiCa(25)),
+        pytest.raises(ValueError, match="no published table for WanTransformer3D"),
+    ):
         sample(pipe)
     pipe.transformer_2 = pipe.transformer
     with pytest.raises(ValueError, match="two transformers"):

@@ -17,7 +17,14 @@ def plans(draw):
         for k in reused
         if draw(st.booleans())
     )
-    return Plan(steps, computed, "test", draw(st.none() | st.text(max_size=5)), shift=draw(st.none() | st.just(5.0)), weights=weights)
+    return Plan(
+        steps,
+        computed,
+        "test",
+        draw(st.none() | st.text(max_size=5)),
+        shift=draw(st.none() | st.just(5.0)),
+        weights=weights,
+    )
 
 
 @given(plans())
@@ -109,7 +116,9 @@ def test_save_is_whole_or_not_at_all(tmp_path, monkeypatch):
 def test_a_plan_for_something_else_is_refused_with_both_named():
     plan = Plan(50, (0, 49), "lemica", model="a", shift=5.0, guidance=4.0)
     run = Trajectory(40, "b", shift=3.0, guidance=4.0)
-    with pytest.raises(ValueError, match=r"50 steps \(the run: 40\), model a \(the run: b\), shift 5.0 \(the run: 3.0\)"):
+    with pytest.raises(
+        ValueError, match=r"50 steps \(the run: 40\), model a \(the run: b\), shift 5.0 \(the run: 3.0\)"
+    ):
         plan.fitted_to(run)
     with pytest.warns(UserWarning, match="resampling was asked for"):
         fitted = plan.fitted_to(run, resample=True)

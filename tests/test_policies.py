@@ -159,7 +159,9 @@ def test_ratios_files(tmp_path):
     assert MagCache(ratios=ratios, interp="product").plan(num_steps=5).num_steps == 5
     with pytest.raises(FileNotFoundError, match="ratios file"):
         Ratios.load(tmp_path / "none.json")
-    path.write_text('{"schema": "stepcache.magcache_ratios", "version": 1, "num_steps": 4, "branches": {"cond": [1, 1]}}')
+    path.write_text(
+        '{"schema": "stepcache.magcache_ratios", "version": 1, "num_steps": 4, "branches": {"cond": [1, 1]}}'
+    )
     with pytest.raises(ValueError, match="2 ratios; expected one for each of 4"):
         Ratios.load(path)
     path.write_text("[1, 2]")

@@ -92,7 +92,9 @@ def test_tasks_without_a_table_borrow_aloud_and_resample_on_request(clone):
     refused = run(clone, "lemica", "--task", "flf2v-14B", "--lemica_budget", 25, check=False)
     assert refused.returncode == 2
     assert "of 40 steps" in refused.stderr
-    done = run(clone, "lemica", "--task", "flf2v-14B", "--lemica_budget", 25, "--lemica_resample", "--save_file", "f.mp4")
+    done = run(
+        clone, "lemica", "--task", "flf2v-14B", "--lemica_budget", 25, "--lemica_resample", "--save_file", "f.mp4"
+    )
     assert "resampled from 25 of 40 to 25 of 50 steps" in done.stderr
     assert record(clone, "f.mp4")["executions"] == [50] * 4
 
@@ -118,7 +120,9 @@ def test_magcache_calibrates_and_takes_the_file_back(clone, baseline):
     ratios = json.loads((clone / "r.json").read_text())
     assert (ratios["num_steps"], ratios["model"]) == (50, "wan2.1-t2v-1.3B")
     run(clone, "magcache", *T2V, "--use_magcache", "--magcache_ratios", "r.json", "--save_file", "r.mp4")
-    wrong = run(clone, "magcache", *T2V, "--sample_steps", 30, "--use_magcache", "--magcache_ratios", "r.json", check=False)
+    wrong = run(
+        clone, "magcache", *T2V, "--sample_steps", 30, "--use_magcache", "--magcache_ratios", "r.json", check=False
+    )
     assert wrong.returncode == 2
     assert "calibrated for 50 steps and the run has 30" in wrong.stderr
 
@@ -241,5 +245,12 @@ def test_the_real_repository_accepts_the_script(method, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "--sample_guide_scale" in done.stdout
     source = (root / "generate.py").read_text()
-    for name in ("wan.WanT2V(", "wan.WanI2V(", "wan.WanFLF2V(", "wan.WanVace(", "def _parse_args", "def generate(args)"):
+    for name in (
+        "wan.WanT2V(",
+        "wan.WanI2V(",
+        "wan.WanFLF2V(",
+        "wan.WanVace(",
+        "def _parse_args",
+        "def generate(args)",
+    ):
         assert name in source

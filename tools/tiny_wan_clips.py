@@ -110,7 +110,7 @@ def vocabulary() -> list[str]:
 
 
 def random_scene(rng: random.Random, *, held_out: bool = False, directional: bool = False) -> Scene:
-    """Draw a scene; `held_out` says from which side of the split, `directional` asks for a left/right/up/down motion."""
+    """Draw a scene; `held_out`: from which side of the split, `directional`: the first subject moves straight."""
     while True:
         colours = rng.sample(sorted(COLOURS), 2)
         count = 2 if rng.random() < 0.25 else 1

@@ -92,7 +92,11 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=PROMPT_SLOTS
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_max_length=PROMPT_SLOTS,
     )
 
 
@@ -128,7 +132,14 @@ class PaddedCrossAttention(WanAttnProcessor):
         self.bias = torch.zeros(1, 1, 1, TEXT_SLOTS)
         self.bias[..., -1] = math.log(PROMPT_SLOTS - TEXT_SLOTS + 1)
 
-    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, rotary_emb=None):  # noqa: ANN001, ANN204
+    def __call__(
+        self,
+        attn: torch.nn.Module,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
         bias = self.bias.to(hidden_states.device, hidden_states.dtype)
         return super().__call__(attn, hidden_states, encoder_hidden_states, bias, rotary_emb)
 
@@ -187,7 +198,7 @@ class Run:
                 parameter.copy_(self.average[name])
 
     def save(self) -> None:
-        tensors = {}
+        tensors: dict[str, torch.Tensor] = {}
         for name, parameter in self.params.items():
             state = self.optimiser.state[parameter]
             tensors |= {f"p.{name}": parameter.detach(), f"e.{name}": self.average[name]}
@@ -231,13 +242,17 @@ def train_vae(args: argparse.Namespace, device: str) -> tuple[AutoencoderKLWan, 
         # Convolutions do not care where a crop comes from; long clips teach the causal chunks not to drift, and whole
         # frames at the end teach the middle attention.
         if i < 0.95 * args.vae_steps:
-            top, left = (int(v) for v in torch.randint(0, SIZE // 2 + 1, (2,), generator=torch.Generator().manual_seed(i)))
+            top, left = (
+                int(v) for v in torch.randint(0, SIZE // 2 + 1, (2,), generator=torch.Generator().manual_seed(i))
+            )
             frames = 9 if i < 0.78 * args.vae_steps else FRAMES
             clips = clips[:, :, :frames, top : top + 32, left : left + 32]
         posterior = vae.encode(clips).latent_dist
         sample = posterior.mean + torch.exp(0.5 * posterior.logvar) * torch.randn_like(posterior.mean)
         error = vae.decode(sample).sample - clips
-        run.update(error.abs().mean() + 2 * error.square().mean() + 2e-5 * posterior.kl().mean() / clips[0].numel() * 64)
+        run.update(
+            error.abs().mean() + 2 * error.square().mean() + 2e-5 * posterior.kl().mean() / clips[0].numel() * 64
+        )
     run.use_average()
     return vae.eval(), run
 

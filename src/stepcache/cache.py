@@ -24,7 +24,10 @@ FEW_STEPS = 10
 class Policy(Protocol):
     """A method with its settings: `begin` makes the decisions for one trajectory."""
 
-    boundary: Boundary
+    @property
+    def boundary(self) -> Boundary:
+        """Where reuse is applied unless the host is told otherwise."""
+        ...
 
     def begin(self, run: Trajectory) -> Decider:
         """Check the settings against the run (ValueError) and return fresh state for it."""
@@ -66,10 +69,10 @@ class FollowPlan(Decider):
         self._computed = frozenset(plan.computed)
         self._weights = dict(plan.weights)
 
-    def compute(self, step: int, x: torch.Tensor) -> bool:  # noqa: D102
+    def compute(self, step: int, x: torch.Tensor) -> bool:
         return step in self._computed
 
-    def weights(self, step: int) -> tuple[float, ...]:  # noqa: D102
+    def weights(self, step: int) -> tuple[float, ...]:
         return self._weights.get(step, (1.0,))
 
 
@@ -325,7 +328,8 @@ class RunSummary:
         ]
         if self.seconds_per_computed_step and self.seconds_per_reused_step is not None:
             share = 100 * self.seconds_per_reused_step / self.seconds_per_computed_step
-            lines.append(f"  a computed step took {1000 * self.seconds_per_computed_step:.1f} ms, a reused one {share:.1f} % of it")
+            milliseconds = 1000 * self.seconds_per_computed_step
+            lines.append(f"  a computed step took {milliseconds:.1f} ms, a reused one {share:.1f} % of it")
         return "\n".join([*lines, *(f"  warning: {w}" for w in self.warnings)])
 
 

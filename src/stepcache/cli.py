@@ -33,7 +33,9 @@ def build_parser() -> argparse.ArgumentParser:
     """All subcommands with their flags."""
     from stepcache import demo, generate
 
-    parser = argparse.ArgumentParser(prog="stepcache", description="Diffusion transformers 2-4x faster without training.")
+    parser = argparse.ArgumentParser(
+        prog="stepcache", description="Diffusion transformers 2-4x faster without training."
+    )
     parser.add_argument("--version", action="version", version=f"stepcache {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     generate.add_arguments(commands.add_parser("generate", help="make a clip, uncached or with any policy"))

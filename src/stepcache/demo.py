@@ -55,7 +55,9 @@ def policies(args: argparse.Namespace, ratios: Ratios | None) -> dict[str, Polic
 def run(args: argparse.Namespace) -> int:
     """Four runs, a table, four clips, one sheet."""
     if not Path(args.model).is_dir() and args.model == str(EMBEDDED):
-        raise FileNotFoundError("the embedded model lies in a clone of the project (assets/tiny-wan); give --model DIR.")
+        raise FileNotFoundError(
+            "the embedded model lies in a clone of the project (assets/tiny-wan); give --model DIR."
+        )
     defaults = model_defaults(args.model)
     sizes = {k: defaults[k] for k in ("height", "width", "num_frames") if k in defaults}
     request = Request(args.prompt, "", args.steps, defaults.get("guidance", 5.0), args.seed, **sizes)

@@ -1,4 +1,4 @@
-"""`stepcache generate`: one clip from a diffusers Wan pipeline, uncached or with a policy, and a record to repeat it."""
+"""`stepcache generate`: a clip from a diffusers Wan pipeline, uncached or with a policy, and a record to repeat it."""
 
 from __future__ import annotations
 
@@ -52,7 +52,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0)
     for name in ("height", "width", "num_frames"):
         add(f"--{name}", type=int, help="default: the model's")
-    add("--output", required=True, metavar="FILE", help=".mp4 for viewing, .mkv or .npy lossless; FILE's .json beside it")
+    add(
+        "--output",
+        required=True,
+        metavar="FILE",
+        help=".mp4 for viewing, .mkv or .npy lossless; FILE's .json beside it",
+    )
     add("--lossless", action="store_true", help="also write the frames losslessly, as .mkv beside the clip")
     add("--fps", type=float, help="default: the model's, else 16")
     add("--device", help="default: cuda if there is one, else cpu")

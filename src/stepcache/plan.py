@@ -6,6 +6,7 @@ count. Every method that decides beforehand (LeMiCa, MagCache, ...) is a functio
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import warnings
@@ -73,10 +74,12 @@ class Plan:
             raise ValueError(f"computed is {steps!r}; expected a tuple of step indices.")
         if not steps or steps[0] != 0:
             raise ValueError(f"computed is {list(steps)}; it must start with step 0, there is nothing to reuse before.")
-        if any(a >= b for a, b in zip(steps, steps[1:], strict=False)):
+        if any(a >= b for a, b in itertools.pairwise(steps)):
             raise ValueError(f"computed is {list(steps)}; indices must increase strictly.")
         if steps[-1] >= self.num_steps:
-            raise ValueError(f"computed names step {steps[-1]}, but a run of {self.num_steps} steps ends at {self.num_steps - 1}.")
+            raise ValueError(
+                f"computed names step {steps[-1]}, but a run of {self.num_steps} steps ends at {self.num_steps - 1}."
+            )
         if self.boundary not in (None, *BOUNDARIES):
             raise ValueError(f"boundary is {self.boundary!r}; expected one of {', '.join(BOUNDARIES)}.")
         if self.timesteps is not None and len(self.timesteps) != self.num_steps:
@@ -126,7 +129,7 @@ class Plan:
         return "\n".join((self.timeline(), *(f"note: {n}" for n in self.notes)))
 
     def fitted_to(self, run: Trajectory, *, resample: bool = False) -> Plan:
-        """This plan if it was made for `run`; with `resample`, the plan made to fit, with a warning.
+        """The plan itself if it was made for `run`; with `resample`, the plan made to fit, with a warning.
 
         Raises:
             ValueError: what the plan is for, what the run is, what to do.
@@ -162,10 +165,14 @@ class Plan:
         """
         budget = min(self.budget, num_steps) if budget is None else budget
         if not min(2, num_steps) <= budget <= num_steps:
-            raise ValueError(f"a budget of {budget} does not fit {num_steps} steps; use {min(2, num_steps)} to {num_steps}.")
+            raise ValueError(
+                f"a budget of {budget} does not fit {num_steps} steps; use {min(2, num_steps)} to {num_steps}."
+            )
         scale = (num_steps - 1) / max(self.num_steps - 1, 1)
         computed = spread([k * scale for k in stretch(self.computed, budget)], num_steps)
-        note = f"resampled from {self.budget} of {self.num_steps} to {budget} of {num_steps} steps; no published figures"
+        note = (
+            f"resampled from {self.budget} of {self.num_steps} to {budget} of {num_steps} steps; no published figures"
+        )
         return replace(
             self, num_steps=num_steps, computed=computed, weights=(), timesteps=None, notes=(*self.notes, note)
         )

@@ -8,7 +8,6 @@ import json
 import os
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
 import wan
 
@@ -44,7 +43,7 @@ def generate(args):
         dist.init_process_group("gloo")
     kind = {"t2v": wan.WanT2V, "t2i": wan.WanT2V, "i2v": wan.WanI2V, "flf": wan.WanFLF2V, "vac": wan.WanVace}
     pipe = kind[args.task[:3]](use_usp=args.ulysses_size > 1, fail_at=args.fail_at)
-    settings = dict(shift=args.sample_shift, sampling_steps=args.sample_steps, guide_scale=args.sample_guide_scale)
+    settings = {"shift": args.sample_shift, "sampling_steps": args.sample_steps, "guide_scale": args.sample_guide_scale}
     video = pipe.generate(args.prompt or EXAMPLE_PROMPT[args.task]["prompt"], seed=args.base_seed, **settings)
     if args.save_file is None:
         args.save_file = "upstream_default.mp4"

@@ -1,6 +1,6 @@
 """EasyCache for Wan2.1: copy this file into a clone of Wan-Video/Wan2.1 and run it in place of generate.py.
 
-    python easycache_generate.py --task t2v-1.3B --size 832*480 --ckpt_dir ./Wan2.1-T2V-1.3B --prompt "..." --thresh 0.05
+python easycache_generate.py --task t2v-1.3B --size 832*480 --ckpt_dir ./Wan2.1-T2V-1.3B --prompt "..." --thresh 0.05
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ def flags() -> argparse.ArgumentParser:
         "--thresh", type=float, default=0.05, help="accumulated change that ends reuse; larger is faster (default 0.05)"
     )
     group.add_argument("--ret_steps", type=int, default=10, help="steps computed at the start (default 10)")
-    group.add_argument("--boundary", choices=("output", "blocks"), default="output", help="what is reused (default output)")
+    group.add_argument(
+        "--boundary", choices=("output", "blocks"), default="output", help="what is reused (default output)"
+    )
     return parser
 
 

@@ -1,6 +1,7 @@
 """LeMiCa for Wan2.1: copy this file into a clone of Wan-Video/Wan2.1 and add --lemica_budget to the usual command.
 
-    python inference_wan.py --task t2v-1.3B --size 832*480 --ckpt_dir ./Wan2.1-T2V-1.3B --prompt "..." --lemica_budget 25
+    python inference_wan.py --task t2v-1.3B --size 832*480 --ckpt_dir ./Wan2.1-T2V-1.3B --prompt "..." \\
+        --lemica_budget 25
 
 Without --lemica_budget it is upstream's generate.py, step for step.
 """
@@ -37,7 +38,9 @@ def flags() -> argparse.ArgumentParser:
     group = parser.add_argument_group("LeMiCa")
     group.add_argument("--lemica_budget", type=int, help="computed steps: 25, 20, 17 or 14; omitted: original process")
     group.add_argument(
-        "--lemica_resample", action="store_true", help="allow other budgets and step counts, resampled from the published"
+        "--lemica_resample",
+        action="store_true",
+        help="allow other budgets and step counts, resampled from the published",
     )
     group.add_argument(
         "--boundary", choices=("output", "blocks"), default="output",

@@ -1,4 +1,4 @@
-"""MagCache for Wan2.1: copy this file into a clone of Wan-Video/Wan2.1 and add --use_magcache to the usual command.
+r"""MagCache for Wan2.1: copy this file into a clone of Wan-Video/Wan2.1 and add --use_magcache to the usual command.
 
     python magcache_generate.py --task t2v-1.3B --size 832*480 --ckpt_dir ./Wan2.1-T2V-1.3B --prompt "..." \\
         --use_magcache --magcache_thresh 0.12 --magcache_K 2 --retention_ratio 0.2
@@ -51,7 +51,9 @@ def flags() -> argparse.ArgumentParser:
     group.add_argument("--magcache_K", type=int, default=2, help="most consecutive reused steps (2)")
     group.add_argument("--retention_ratio", type=float, default=0.2, help="share computed at the start (0.2)")
     group.add_argument(
-        "--magcache_calibration", action="store_true", help="compute every step and write the ratios to --magcache_ratios"
+        "--magcache_calibration",
+        action="store_true",
+        help="compute every step and write the ratios to --magcache_ratios",
     )
     group.add_argument("--magcache_ratios", metavar="FILE", help="ratios file to use, or to write when calibrating")
     group.add_argument(
@@ -59,7 +61,9 @@ def flags() -> argparse.ArgumentParser:
         help="ratios of another step count: keep their running product (default for published ones), or take the "
         "nearest step's as the original script does",
     )  # fmt: skip
-    group.add_argument("--boundary", choices=("output", "blocks"), default="output", help="what is reused (default output)")
+    group.add_argument(
+        "--boundary", choices=("output", "blocks"), default="output", help="what is reused (default output)"
+    )
     return parser
 
 

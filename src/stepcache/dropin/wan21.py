@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from stepcache.cache import Policy
 from stepcache.hosts.wan21 import installed
@@ -70,7 +70,7 @@ def _upstream() -> tuple[Any, Any]:
              f"where generate.py lies, and run it there: python {name} --task ...")  # fmt: skip
 
 
-def fail(message: str) -> Any:
+def fail(message: str) -> NoReturn:
     """One clear sentence, exit code 2."""
     print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
     raise SystemExit(2)

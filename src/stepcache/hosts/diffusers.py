@@ -103,8 +103,9 @@ def model_name(transformer: torch.nn.Module) -> str:
     """A published name when the configuration is that of a released checkpoint, else the structure in short."""
     c: Any = transformer.config
     cls = type(transformer).__name__
-    key = tuple(getattr(c, n, None) for n in ("num_layers", "num_attention_heads", "attention_head_dim", "in_channels"))
-    return PUBLISHED.get((cls, *key), f"{cls}-{key[0]}x{key[1]}x{key[2]}-{key[3]}ch")
+    names = ("num_layers", "num_attention_heads", "attention_head_dim", "in_channels")
+    layers, heads, width, channels = (int(getattr(c, n, 0)) for n in names)
+    return PUBLISHED.get((cls, layers, heads, width, channels), f"{cls}-{layers}x{heads}x{width}-{channels}ch")
 
 
 def _transformer(pipe: Any) -> torch.nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -52,12 +53,11 @@ class BlockStack:
     """
 
     def __init__(self, cache: StepCache, blocks: list[torch.nn.Module], patches: Patches) -> None:
-        self.cache, self.call = cache, None
+        self.cache = cache
+        self.call: Call | None = None
         self._tokens: torch.Tensor | None = None
         for i, block in enumerate(blocks):
-            patches.set(block, "forward", lambda original, i=i: self._wrap(original, i, len(blocks) - 1))
-
-    call: Call | None
+            patches.set(block, "forward", partial(self._wrap, index=i, last=len(blocks) - 1))
 
     def _wrap(self, original: Callable[..., Any], index: int, last: int) -> Callable[..., Any]:
         def forward(tokens: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:

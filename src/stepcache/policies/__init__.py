@@ -50,7 +50,7 @@ class Off:
 def as_policy(policy: Policy | Plan, boundary: Boundary | None = None) -> Policy:
     """A plan as the policy that follows it; a policy as itself."""
     if isinstance(policy, Plan):
-        policy = Fixed(policy if boundary is None else replace(policy, boundary=boundary))
+        return Fixed(policy if boundary is None else replace(policy, boundary=boundary))
     if not hasattr(policy, "begin"):
         raise TypeError(f"{policy!r} is not a policy; expected for example LeMiCa(budget=25) or a Plan.")
     return policy

@@ -1,4 +1,4 @@
-"""LeMiCa: a schedule found beforehand as a lexicographic minimax path (arXiv 2511.00090), as its authors published it."""
+"""LeMiCa: the schedules its authors found as lexicographic minimax paths (arXiv 2511.00090) and published."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ so the drift since the last computed step is known beforehand, and MagCache comp
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -41,7 +42,9 @@ class Ratios:
             raise ValueError("there are no ratios; expected one list a branch, named for example cond and uncond.")
         for name, values in self.branches.items():
             if len(values) != self.num_steps:
-                raise ValueError(f"branch {name} has {len(values)} ratios; expected one for each of {self.num_steps} steps.")
+                raise ValueError(
+                    f"branch {name} has {len(values)} ratios; expected one for each of {self.num_steps} steps."
+                )
             if not all(math.isfinite(v) and v > 0 for v in values):
                 raise ValueError(f"branch {name} has a ratio that is not a positive number.")
 
@@ -84,7 +87,7 @@ def _keep_product(ratios: tuple[float, ...], num_steps: int) -> tuple[float, ...
     positions = [k * last / max(num_steps - 1, 1) for k in range(num_steps)]
     lower = [min(int(p), max(last - 1, 0)) for p in positions]
     drift = [logs[j] + (p - j) * (logs[min(j + 1, last)] - logs[j]) for p, j in zip(positions, lower, strict=True)]
-    return (1.0, *(math.exp(b - a) for a, b in zip(drift, drift[1:], strict=False)))
+    return (1.0, *(math.exp(b - a) for a, b in itertools.pairwise(drift)))
 
 
 def _take_nearest(ratios: tuple[float, ...], num_steps: int) -> tuple[float, ...]:
@@ -234,7 +237,9 @@ class MagCacheCalibration:
 
         def mean(column: int) -> dict[str, tuple[float, ...]]:
             return {
-                n: tuple(round(sum(t[n][k][column] for t in tables) / len(tables), 5) for k in range(runs[0].run.num_steps))
+                n: tuple(
+                    round(sum(t[n][k][column] for t in tables) / len(tables), 5) for k in range(runs[0].run.num_steps)
+                )
                 for n in names
             }
 
