@@ -1,4 +1,4 @@
-"""EasyCache for Wan2.1: copy this file into a clone of Wan-Video/Wan2.1 and run it in place of generate.py.
+r"""EasyCache for Wan2.1: copy this file into a clone of Wan-Video/Wan2.1 and run it in place of generate.py.
 
 python easycache_generate.py --task t2v-1.3B --size 832*480 --ckpt_dir ./Wan2.1-T2V-1.3B --prompt "..." --thresh 0.05
 

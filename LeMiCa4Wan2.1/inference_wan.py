@@ -1,4 +1,4 @@
-"""LeMiCa for Wan2.1: copy this file into a clone of Wan-Video/Wan2.1 and add --lemica_budget to the usual command.
+r"""LeMiCa for Wan2.1: copy this file into a clone of Wan-Video/Wan2.1 and add --lemica_budget to the usual command.
 
     python inference_wan.py --task t2v-1.3B --size 832*480 --ckpt_dir ./Wan2.1-T2V-1.3B --prompt "..." \
         --lemica_budget 25

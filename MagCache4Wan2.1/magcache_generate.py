@@ -1,6 +1,6 @@
-"""MagCache for Wan2.1: copy this file into a clone of Wan-Video/Wan2.1 and add --use_magcache to the usual command.
+r"""MagCache for Wan2.1: copy this file into a clone of Wan-Video/Wan2.1 and add --use_magcache to the usual command.
 
-    python magcache_generate.py --task t2v-1.3B --size 832*480 --ckpt_dir ./Wan2.1-T2V-1.3B --prompt "..." \\
+    python magcache_generate.py --task t2v-1.3B --size 832*480 --ckpt_dir ./Wan2.1-T2V-1.3B --prompt "..." \
         --use_magcache --magcache_thresh 0.12 --magcache_K 2 --retention_ratio 0.2
 
 Without --use_magcache (or --magcache_calibration) it is upstream's generate.py, step for step.

@@ -99,7 +99,8 @@ def _row(name: str, results: dict[str, tuple[np.ndarray, RunSummary]]) -> dict[s
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The comparison as text; PSNR and SSIM against the uncached run."""
-    head = f"{'method':>9} {'computed':>9} {'reused':>7} {'loop s':>8} {'speed-up':>9} {'ideal':>6} {'PSNR dB':>8} {'SSIM':>7}"
+    columns = (("method", 9), ("computed", 9), ("reused", 7), ("loop s", 8), ("speed-up", 9), ("ideal", 6))
+    head = " ".join(f"{name:>{width}}" for name, width in (*columns, ("PSNR dB", 8), ("SSIM", 7)))
     lines = [head, "-" * len(head)]
     for r in rows:
         quality = f"{'-':>8} {'-':>7}"
