@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -129,7 +130,10 @@ def load_pipeline(model: str, device: str | None = None, dtype: str | None = Non
         raise FileNotFoundError(f"model folder {model!r} does not exist; give a folder or a hub id such as owner/name.")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = dtype or ("bfloat16" if device.startswith("cuda") else "float32")
-    pipe = DiffusionPipeline.from_pretrained(model, torch_dtype=getattr(torch, dtype))
+    precision = {"default": getattr(torch, dtype), "vae": torch.float32}  # Wan's VAE loses colours in half precision
+    with warnings.catch_warnings():  # newer diffusers say `dtype`, older ones know only `torch_dtype`
+        warnings.filterwarnings("ignore", message=".*torch_dtype.*", category=FutureWarning)
+        pipe = DiffusionPipeline.from_pretrained(model, torch_dtype=precision)
     if type(pipe).__name__ not in PIPELINES:
         raise ValueError(f"{model!r} is a {type(pipe).__name__}; expected one of {', '.join(PIPELINES)}.")
     try:
