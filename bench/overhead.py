@@ -31,7 +31,9 @@ TABLE = "wan2.1-t2v-1.3B"
 def once(pipe: Any, policy: Policy, sizes: dict[str, int], seed: int) -> tuple[RunSummary, int]:
     """One generation: its summary and the number of tensors still held afterwards."""
     with stepcache.accelerate(pipe, policy) as run:
-        pipe(PROMPT, num_inference_steps=50, generator=torch.Generator().manual_seed(seed), output_type="latent", **sizes)
+        pipe(
+            PROMPT, num_inference_steps=50, generator=torch.Generator().manual_seed(seed), output_type="latent", **sizes
+        )
         held = sum(len(b.features) for b in run.cache._branches.values())
         held += len(run.cache._decider.tensors()) if run.cache._decider else 0
         return run.summary(), held

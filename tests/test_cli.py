@@ -14,7 +14,7 @@ from stepcache.cli import main
 from stepcache.video import open_clip
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
-import train_tiny_wan as training  # noqa: E402
+import train_tiny_wan as training
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,10 @@ def model(tmp_path_factory):
         if p.ndim > 1:
             torch.nn.init.normal_(p, 0, 0.04)
     pipe = training.assemble(
-        argparse.Namespace(flow_shift=5.0), training.build_vae(), transformer, training.build_text_encoder(len(tokenizer))
+        argparse.Namespace(flow_shift=5.0),
+        training.build_vae(),
+        transformer,
+        training.build_text_encoder(len(tokenizer)),
     )
     pipe.save_pretrained(folder)
     defaults = {"height": 32, "width": 32, "num_frames": 5, "fps": 8, "guidance": 3.0}
@@ -87,7 +90,12 @@ def test_calibration_can_be_passed_back(model, tmp_path):
     ratios, out = tmp_path / "ratios.json", tmp_path / "clip.npy"
     base = tmp_path / "base.npy"
     assert generate(model, base, "--steps", 8) == 0
-    assert generate(model, out, "--steps", 8, "--policy", "magcache", "--magcache_calibration", "--magcache_ratios", ratios) == 0
+    assert (
+        generate(
+            model, out, "--steps", 8, "--policy", "magcache", "--magcache_calibration", "--magcache_ratios", ratios
+        )
+        == 0
+    )
     assert np.array_equal(clip(out), clip(base))
     assert Ratios.load(ratios).num_steps == 8
     assert generate(model, out, "--steps", 8, "--policy", "magcache", "--magcache_ratios", ratios) == 0
@@ -170,7 +178,10 @@ def test_an_interruption_leaves_nothing_half_written(model, tmp_path, monkeypatc
 
 
 def test_demo_writes_table_clips_and_sheet(model, tmp_path, capsys):
-    assert main(["demo", "--model", model, "--out", str(tmp_path), "--steps", "12", "--budget", "6", "--thresh", "0.5"]) == 0
+    assert (
+        main(["demo", "--model", model, "--out", str(tmp_path), "--steps", "12", "--budget", "6", "--thresh", "0.5"])
+        == 0
+    )
     out = capsys.readouterr().out
     rows = json.loads((tmp_path / "table.json").read_text())
     assert [r["method"] for r in rows] == ["uncached", "lemica", "easycache", "magcache"]
@@ -180,7 +191,11 @@ def test_demo_writes_table_clips_and_sheet(model, tmp_path, capsys):
     assert all(r["computed"] + r["reused"] == 12 for r in rows)
     assert (tmp_path / "table.txt").read_text().strip() in out
     names = {p.name for p in tmp_path.iterdir()}
-    assert names == {f"{r['method']}.{e}" for r in rows for e in ("mp4", "mkv")} | {"sheet.png", "table.json", "table.txt"}
+    assert names == {f"{r['method']}.{e}" for r in rows for e in ("mp4", "mkv")} | {
+        "sheet.png",
+        "table.json",
+        "table.txt",
+    }
 
 
 def test_help_and_unknown_commands(capsys):
