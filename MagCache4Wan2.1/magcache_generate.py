@@ -57,6 +57,7 @@ class Trajectory:
     shift: float | None = None
     guidance: float | None = None
     timesteps: tuple[float, ...] | None = None
+    boundary: Boundary | None = None
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ class Plan:
         """
         differences = [
             f"{name} {mine} (the run: {theirs})"
-            for name in ("model", "shift", "guidance")
+            for name in ("model", "shift", "guidance", "boundary")
             if (mine := getattr(self, name)) is not None
             and (theirs := getattr(run, name)) is not None
             and not (math_close(mine, theirs) if isinstance(mine, float) else mine == theirs)
@@ -176,6 +177,7 @@ class Plan:
             raise ValueError(f"{what}. Make one for this run, or ask for resampling to use it all the same.")
         warnings.warn(f"{what}; used all the same because resampling was asked for.", stacklevel=2)
         fitted = replace(self, model=run.model, shift=run.shift, guidance=run.guidance, timesteps=None)
+        fitted = replace(fitted, boundary=run.boundary)
         return fitted if self.num_steps == run.num_steps else fitted.resampled(run.num_steps)
 
     def resampled(self, num_steps: int, budget: int | None = None) -> Plan:
@@ -210,8 +212,10 @@ class Plan:
         """Read `to_json`'s text; ValueError if it is not a plan of a known version."""
         data = parse_document(text, SCHEMA, SCHEMA_VERSION)
         unknown = set(data) - {f.name for f in fields(cls)}
-        if unknown or not {"num_steps", "computed"} <= set(data):
-            raise ValueError(f"not a valid plan: it needs num_steps and computed, and has unknown {sorted(unknown)}.")
+        if missing := {"num_steps", "computed"} - set(data):
+            raise ValueError(f"not a valid plan: {' and '.join(sorted(missing))} is missing.")
+        if unknown:
+            raise ValueError(f"not a valid plan: it has unknown fields {', '.join(sorted(unknown))}.")
         try:
             for name in ("computed", "timesteps", "notes"):
                 data[name] = tuple(data[name]) if data.get(name) is not None else cls.__dataclass_fields__[name].default
@@ -232,7 +236,11 @@ class Plan:
             FileNotFoundError: no such file.
             ValueError: not a plan.
         """
-        return cls.from_json(read_text(path, "plan"))
+        text = read_text(path, "plan")
+        try:
+            return cls.from_json(text)
+        except ValueError as error:
+            raise ValueError(f"plan file {os.fspath(path)!r}: {error}") from error
 
 
 def timeline(num_steps: int, computed: tuple[int, ...], width: int = 100) -> str:
@@ -332,7 +340,7 @@ class Decider:
     data_dependent = False
     """Decisions depend on tensors, so ranks that share the trajectory must agree before acting."""
     history = 1
-    """How many past features a branch must keep."""
+    """How many past features a branch must keep; 0 if nothing will be reused."""
 
     def compute(self, step: int, x: torch.Tensor) -> bool:
         """Whether to evaluate the model at `step`; asked once a step, on its first branch, with the latent `x`."""
@@ -342,8 +350,11 @@ class Decider:
         """Weights of reused step `step` over the kept features, newest first."""
         return (1.0,)
 
-    def observe(self, call: Call, x: torch.Tensor, output: torch.Tensor) -> None:
-        """See an evaluation; x and output are what the boundary cuts at (latents, or tokens before and after)."""
+    def observe(self, call: Call, x: torch.Tensor, output: torch.Tensor, kept: torch.Tensor | None) -> None:
+        """See an evaluation and what the cache keeps of it (`None` if nothing).
+
+        x and output are what the boundary cuts at: latents, or tokens before and after the block stack.
+        """
 
     def tensors(self) -> list[torch.Tensor]:
         """What is held between steps, for the memory figure."""
@@ -354,7 +365,7 @@ class FollowPlan(Decider):
     """Decisions that were written down beforehand."""
 
     def __init__(self, plan: Plan) -> None:
-        self.plan, self.history = plan, plan.history
+        self.plan, self.history = plan, plan.history if plan.reused else 0
         self._computed = frozenset(plan.computed)
         self._weights = dict(plan.weights)
 
@@ -380,10 +391,11 @@ class Call:
 
 @dataclass
 class _Branch:
-    """One conditioning stream: its features, newest first, and what the model gave and took."""
+    """One conditioning stream: its features and the steps they are of, newest first, and what was done."""
 
     name: str
     features: list[torch.Tensor] = field(default_factory=list)
+    nodes: list[int] = field(default_factory=list)
     shape: torch.Size | None = None
     dtype: torch.dtype | None = None
     computed: list[int] = field(default_factory=list)
@@ -414,7 +426,11 @@ class StepCache:
         self.boundary: Boundary = boundary or policy.boundary
         if self.boundary not in BOUNDARIES:
             raise ValueError(f"boundary is {self.boundary!r}; expected one of {', '.join(BOUNDARIES)}.")
-        self.policy, self.cache_device, self.group = policy, cache_device, group
+        try:
+            self.cache_device = None if cache_device is None else torch.device(cache_device)
+        except RuntimeError as error:
+            raise ValueError(f"cache_device is {cache_device!r}; expected a device such as cpu or cuda:1.") from error
+        self.policy, self.group = policy, group
         self.run: Trajectory | None = None
         self._clear()
 
@@ -424,15 +440,19 @@ class StepCache:
         self._visited: set[Hashable] = set()
         self._keys: list[Any] = []  # keeps identities of conditioning inputs from being given to others
         self._step, self._decision = -1, True
+        self._scheduled: list[int] = []  # steps that were computed by decision
         self._forced: list[tuple[int, str]] = []
         self._spans: list[tuple[bool, int, Any, Any]] = []
         self._peak_bytes = 0
+        self._plan: Plan | None = None
+        self._expects_reuse = True
 
     def begin(self, run: Trajectory) -> None:
         """Start a trajectory: forget all of the last one, check the policy against this one (ValueError)."""
         self._clear()
-        self.run = run
-        self._decider = self.policy.begin(run)
+        self.run = replace(run, boundary=self.boundary)
+        self._decider = self.policy.begin(self.run)
+        self._plan, self._expects_reuse = self._decider.plan, self._decider.history > 0
 
     def end(self) -> None:
         """Free all tensors; the summary of the run stays readable."""
@@ -461,41 +481,49 @@ class StepCache:
             self._step += 1
             self._visited.clear()
             self._decision = self._agree(decider, x)
+            if self._decision:
+                self._scheduled.append(self._step)
         self._visited.add(key)
         branch = self._branches.get(key)
         if branch is None:
             branch = self._branches[key] = _Branch(self._name(key))
-            self._keys.append(holder)
+            self._keys.append(None if isinstance(key, str) else holder)
         last = self._step == self.run.num_steps - 1
         if last:  # a branch that stopped coming, such as guidance switched off, will not come back to be freed
             for other in self._branches.values():
                 if other.last_step < self._step - 1:
                     other.features.clear()
-        lacking = branch.shape != x.shape or len(branch.features) < len(decider.weights(self._step))
-        forced = not self._decision and lacking
+        if branch.shape != x.shape:
+            branch.features.clear()
+            branch.nodes.clear()
+        forced = not self._decision and self._lacking(branch, len(decider.weights(self._step)))
         branch.last_step, branch.shape = self._step, x.shape
         if forced:
             self._forced.append((self._step, branch.name))
         leader = branch is next(iter(self._branches.values()))
         return Call(self._step, branch.name, self._decision or forced, forced, leader, last, start)
 
+    def _lacking(self, branch: _Branch, count: int) -> bool:
+        """Whether the branch was absent at one of the `count` computed steps that the reuse is defined on."""
+        wanted = self._scheduled[: -count - 1 : -1]
+        if count == 1:  # computed for want of a feature since then: newer than wanted is as good
+            return not branch.nodes or branch.nodes[0] < wanted[0]
+        return branch.nodes[:count] != wanted
+
     def keep(self, call: Call, x: torch.Tensor, output: torch.Tensor) -> None:
         """Keep what an evaluation gave. `x` and `output` are equally shaped: latents, or tokens before and after."""
         branch, decider = self._state(call)
-        decider.observe(call, x, output)
-        branch.dtype = output.dtype
-        branch.computed.append(call.step)
-        if call.last:
-            branch.features.clear()
-        else:
+        feature = None
+        if decider.history and not call.last:
             feature = _float(output) - _float(x) if self._relative(decider) else output.detach()
             if self.cache_device is not None:
                 feature = feature.to(self.cache_device, non_blocking=True)
-            branch.features[:] = [feature, *branch.features[: decider.history - 1]]
-        held = [t for b in self._branches.values() for t in b.features] + decider.tensors()
-        distinct = {t.data_ptr(): t.numel() * t.element_size() for t in held}
-        self._peak_bytes = max(self._peak_bytes, sum(distinct.values()))
-        self._spans.append((True, call.step, call.start, _now(output)))
+        decider.observe(call, x, output, feature)
+        branch.dtype = output.dtype
+        branch.computed.append(call.step)
+        branch.features[:] = [] if feature is None else [feature, *branch.features[: decider.history - 1]]
+        branch.nodes[:] = [call.step, *branch.nodes][: decider.history]
+        self._weigh(decider)
 
     def predict(self, call: Call, x: torch.Tensor) -> torch.Tensor:
         """The output of a reused call from the branch's features; as the model's own, it must not be written into."""
@@ -510,13 +538,21 @@ class StepCache:
         branch.reused.append(call.step)
         if call.last:
             branch.features.clear()
-        output = output.to(branch.dtype)
-        self._spans.append((False, call.step, call.start, _now(output)))
-        return output
+        self._weigh(decider)
+        return output.to(branch.dtype)
+
+    def leave(self, call: Call, x: torch.Tensor) -> None:
+        """The call is over; `x` is on the device it ran on. Only times are taken here."""
+        self._spans.append((call.compute, call.step, call.start, _now(x)))
 
     def summary(self) -> RunSummary:
         """What the current or last trajectory did so far."""
         return _summarise(self)
+
+    def _weigh(self, decider: Decider) -> None:
+        held = [t for b in self._branches.values() for t in b.features] + decider.tensors()
+        distinct = {id(t.untyped_storage()): t.untyped_storage().nbytes() for t in held}
+        self._peak_bytes = max(self._peak_bytes, sum(distinct.values()))
 
     def _relative(self, decider: Decider) -> bool:
         return self.boundary == "blocks" or decider.relative
@@ -551,7 +587,7 @@ def _now(x: torch.Tensor) -> Any:
     """A point in time: on CUDA an event (no synchronisation until the summary reads it), else seconds."""
     if x.is_cuda:
         event = torch.cuda.Event(enable_timing=True)
-        event.record()
+        event.record(torch.cuda.current_stream(x.device))
         return event
     return time.perf_counter()
 
@@ -578,6 +614,7 @@ class RunSummary:
 
     `loop_seconds` runs from the first call of the transformer to the end of the last one, schedulers included.
     `forced` are (step, branch) computed because what the reuse needed was not there. `cache_bytes` is the peak.
+    `plan` is what was followed, if the decisions were known beforehand.
     """
 
     policy: str
@@ -590,6 +627,7 @@ class RunSummary:
     seconds_per_reused_step: float | None
     cache_bytes: int
     warnings: tuple[str, ...]
+    plan: Plan | None = None
 
     @property
     def computed(self) -> tuple[int, ...]:
@@ -619,6 +657,7 @@ class RunSummary:
             share = 100 * self.seconds_per_reused_step / self.seconds_per_computed_step
             milliseconds = 1000 * self.seconds_per_computed_step
             lines.append(f"  a computed step took {milliseconds:.1f} ms, a reused one {share:.1f} % of it")
+        lines += [f"  note: {note}" for note in (self.plan.notes if self.plan else ())]
         return "\n".join([*lines, *(f"  warning: {w}" for w in self.warnings)])
 
 
@@ -636,9 +675,9 @@ def _summarise(cache: StepCache) -> RunSummary:
     }
     warnings = []
     num_steps = cache.run.num_steps if cache.run else 0
-    if spans and not any(b.reused for b in branches):
+    if spans and cache._expects_reuse and not any(b.reused for b in branches):
         warnings.append("no step was reused: the settings never allowed it")
-    if 0 < num_steps < FEW_STEPS:
+    if 0 < num_steps < FEW_STEPS and cache._expects_reuse:
         warnings.append(f"only {num_steps} steps: neighbouring steps differ too much for reuse to make sense")
     if cache._forced:
         warnings.append(f"{len(cache._forced)} calls were computed because their branch had nothing to reuse yet")
@@ -653,6 +692,7 @@ def _summarise(cache: StepCache) -> RunSummary:
         seconds_per_reused_step=mean[False],
         cache_bytes=cache._peak_bytes,
         warnings=tuple(warnings),
+        plan=cache._plan,
     )
 
 # ---------- stepcache.hosts.patching --------------------------------------------------------------------------------
@@ -705,6 +745,15 @@ class BlockStack:
         self._tokens: torch.Tensor | None = None
         for i, block in enumerate(blocks):
             patches.set(block, "forward", partial(self._wrap, index=i, last=len(blocks) - 1))
+
+    @contextmanager
+    def during(self, call: Call) -> Iterator[None]:
+        """The transformer's call that the blocks are about to be part of."""
+        self.call = call
+        try:
+            yield
+        finally:
+            self.call = self._tokens = None
 
     def _wrap(self, original: Callable[..., Any], index: int, last: int) -> Callable[..., Any]:
         def forward(tokens: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -793,16 +842,16 @@ def _install(model: Any, cache: StepCache, patches: Patches) -> None:
             context = kwargs["context"]
             call = cache.enter(id(context), x[0], holder=context)
             if stack is None:
-                if not call.compute:
-                    return [cache.predict(call, x[0])]
-                result = original(x, *args, **kwargs)
-                cache.keep(call, x[0], result[0])
-                return result
-            stack.call = call
-            try:
-                return original(x, *args, **kwargs)
-            finally:
-                stack.call = None
+                if call.compute:
+                    result = original(x, *args, **kwargs)
+                    cache.keep(call, x[0], result[0])
+                else:
+                    result = [cache.predict(call, x[0])]
+            else:
+                with stack.during(call):
+                    result = original(x, *args, **kwargs)
+            cache.leave(call, result[0])
+            return result
 
         return forward
 
@@ -965,8 +1014,7 @@ RATIOS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     ),
 }
 # fmt: on
-# Published for VACE-14B are the very figures of T2V-14B (pasted, not measured).
-RATIOS["wan2.1-vace-14B"] = RATIOS["wan2.1-t2v-14B"]
+# What is published for VACE-14B are the very figures of T2V-14B, pasted, not measured: not repeated here.
 
 # model -> (magcache_thresh, magcache_K, retention_ratio) as the authors recommend.
 RECOMMENDED: dict[str, tuple[float, int, float]] = {
@@ -1167,8 +1215,14 @@ class MagCache:
 
     def begin(self, run: Trajectory) -> Decider:
         """Compile for the run."""
-        plan = self.plan(self.model or (self.ratios and self.ratios.model) or run.model, run.num_steps)
-        return FollowPlan(plan)
+        measured = self.ratios.model if self.ratios else None
+        if not self.model and measured and run.model and measured != run.model:
+            raise ValueError(
+                f"the ratios were calibrated on {measured} and the run is {run.model}; "
+                "calibrate this model, or name model=... to use them all the same."
+            )
+        plan = self.plan(self.model or measured or run.model, run.num_steps)
+        return FollowPlan(replace(plan, boundary=run.boundary))
 
     def __str__(self) -> str:
         thresh, max_skips, _ = self.settings(self.model)
@@ -1218,6 +1272,8 @@ class MagCacheCalibration:
 class _CalibrationRun(Decider):
     """Residual magnitudes of one run, per branch: (ratio, its spread over tokens, 1 - cosine)."""
 
+    history = 0
+
     def __init__(self, run: Trajectory) -> None:
         self.run = run
         self._last: dict[str, torch.Tensor] = {}
@@ -1230,7 +1286,7 @@ class _CalibrationRun(Decider):
     def compute(self, step: int, x: torch.Tensor) -> bool:
         return True
 
-    def observe(self, call: Call, x: torch.Tensor, output: torch.Tensor) -> None:
+    def observe(self, call: Call, x: torch.Tensor, output: torch.Tensor, kept: torch.Tensor | None) -> None:
         residual = output.detach().float() - x.detach().float()
         before = self._last.get(call.branch)
         row = torch.tensor([1.0, 0.0, 0.0])
@@ -1259,6 +1315,10 @@ CALIBRATION = MagCacheCalibration()
 def choose(own: argparse.Namespace, args: argparse.Namespace) -> tuple[Policy | None, str]:
     """Calibration wins over use, as in the original script."""
     if own.magcache_calibration:
+        if args.ulysses_size * args.ring_size > 1:
+            raise ValueError(
+                "with sequence parallelism a rank sees only its own tokens; calibrate with --ulysses_size 1."
+            )
         return CALIBRATION, "magcache_calibration"
     if not own.use_magcache:
         return None, ""
@@ -1268,9 +1328,10 @@ def choose(own: argparse.Namespace, args: argparse.Namespace) -> tuple[Policy | 
     elif table not in RATIOS:
         table = KIN[args.task]
     ratios = Ratios.load(own.magcache_ratios) if own.magcache_ratios else None
-    policy = MagCache(
-        own.magcache_thresh, own.magcache_K, own.retention_ratio, table, ratios, own.magcache_interp, own.boundary
-    )
+    settings = (own.magcache_thresh, own.magcache_K, own.retention_ratio, None if ratios else table)
+    policy = MagCache(*settings, ratios, own.magcache_interp, own.boundary)
+    if ratios and ratios.model != name:
+        raise ValueError(f"{own.magcache_ratios!r} was calibrated on {ratios.model}, and the task is {name}.")
     plan = policy.plan(num_steps=args.sample_steps)
     if ratios is None and not table.startswith(name):
         say(f"MagCache published no ratios for {args.task}; those of {table} are used.")

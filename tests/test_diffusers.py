@@ -196,8 +196,9 @@ def test_guidance_switched_on_in_mid_run(pipe):
         sample(pipe, callback_on_step_end=on)
     cond, uncond = run.summary().branches
     assert cond.computed == HALF.computed
-    assert run.summary().forced == ()  # step 0 was computed for both before guidance went
-    assert uncond.reused[:1] == (3,)
+    # Guidance was off at steps 1 and 2, both computed: what uncond kept of step 0 is too old to be repeated.
+    assert run.summary().forced == ((3, "uncond"),)
+    assert uncond.computed == (0, 3, 5, 8, 11)
 
 
 def test_callback_that_changes_latents_in_place(pipe):
@@ -205,9 +206,16 @@ def test_callback_that_changes_latents_in_place(pipe):
         inputs["latents"].mul_(1.01)
         return inputs
 
+    def replace_by_a_copy(pipe, step, t, inputs):
+        return {"latents": inputs["latents"] * 1.01}
+
     with stepcache.accelerate(pipe, EasyCache(0.2, 3)) as run:
-        sample(pipe, callback_on_step_end=nudge)
-    assert len(run.summary().computed) + len(run.summary().reused) == 12
+        in_place = sample(pipe, callback_on_step_end=nudge)
+        first = run.summary().computed
+        copied = sample(pipe, callback_on_step_end=replace_by_a_copy)
+    assert torch.equal(in_place, copied)
+    assert run.summary().computed == first
+    assert run.summary().reused
 
 
 def test_two_pipelines_of_one_class_do_not_share_state():
@@ -373,3 +381,19 @@ def test_one_step(pipe):
         assert torch.equal(sample(pipe, steps=1), base)
     assert run.summary().computed == (0,)
     assert run.summary().warnings
+
+
+def test_a_transformer_shared_by_two_pipelines_carries_one_cache(pipe):
+    other = tiny_pipe()
+    other.transformer = pipe.transformer
+    with stepcache.accelerate(pipe, HALF), pytest.raises(ValueError, match="same transformer"):
+        stepcache.enable(other, HALF)
+    with stepcache.accelerate(other, HALF):
+        sample(other)
+
+
+def test_holders_of_named_branches_are_not_kept(pipe):
+    run = stepcache.enable(pipe, HALF)
+    sample(pipe)
+    assert not any(k is not None for k in run.cache._keys)
+    stepcache.disable(pipe)

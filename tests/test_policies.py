@@ -238,6 +238,7 @@ def drive(policy, steps, seed=0, branches=("cond", "uncond")):
                 cache.keep(call, x, y)
             else:
                 y = cache.predict(call, x)
+            cache.leave(call, y)
             if i == 0:
                 decisions.append(call.compute)
                 outputs.append(y)

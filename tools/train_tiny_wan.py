@@ -43,6 +43,7 @@ PROMPT_SLOTS = 512
 TEXT_SLOTS = 32
 """Slots used in training; see `PaddedCrossAttention`. The longest caption has 26 tokens."""
 CAPTION_DROPOUT = 0.1
+STAGES = ("vae", "latents", "dit", "pipeline")
 
 
 def build_vae() -> AutoencoderKLWan:
@@ -238,6 +239,7 @@ def train_vae(args: argparse.Namespace, device: str) -> tuple[AutoencoderKLWan, 
     vae = build_vae().to(device)
     run = Run({"vae": vae}, args.work / "vae", lr=2e-3, steps=args.vae_steps, ema=0.995)
     for i in run.iterations("vae"):
+        g = torch.Generator().manual_seed(args.seed * 1_000_003 + i)
         clips = render(scenes_of("vae", args.seed, i, 4)).to(device)
         # Convolutions do not care where a crop comes from; long clips teach the causal chunks not to drift, and whole
         # frames at the end teach the middle attention.
@@ -248,7 +250,8 @@ def train_vae(args: argparse.Namespace, device: str) -> tuple[AutoencoderKLWan, 
             frames = 9 if i < 0.78 * args.vae_steps else FRAMES
             clips = clips[:, :, :frames, top : top + 32, left : left + 32]
         posterior = vae.encode(clips).latent_dist
-        sample = posterior.mean + torch.exp(0.5 * posterior.logvar) * torch.randn_like(posterior.mean)
+        noise = torch.randn(posterior.mean.shape, generator=g).to(device)
+        sample = posterior.mean + torch.exp(0.5 * posterior.logvar) * noise
         error = vae.decode(sample).sample - clips
         run.update(
             error.abs().mean() + 2 * error.square().mean() + 2e-5 * posterior.kl().mean() / clips[0].numel() * 64
@@ -303,7 +306,8 @@ def train_dit(
         texts = ["" if drop else captions[j] for j, drop in zip(pick.tolist(), dropped.tolist(), strict=True)]
         noise = torch.randn(x0.shape, generator=g)
         u = torch.sigmoid(torch.randn(args.batch, generator=g))
-        sigma = args.train_shift * u / (1 + (args.train_shift - 1) * u)
+        shift = args.train_shift if i < args.late_from else args.late_shift
+        sigma = shift * u / (1 + (shift - 1) * u)
         x0, noise, sigma = x0.to(device), noise.to(device), sigma.to(device)
         s = sigma.view(-1, 1, 1, 1, 1)
         with torch.autocast(device, dtype=torch.bfloat16, enabled=args.bf16):
@@ -361,32 +365,37 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints, latents, losses, sheets")
     parser.add_argument("--out", type=Path, help="where the finished pipeline is written (default: WORK/pipeline)")
-    parser.add_argument("--stages", default="vae,latents,dit,pipeline", help="stop after the last one named")
+    parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="stop after this stage")
     parser.add_argument("--vae-steps", type=int, default=6200)
     parser.add_argument("--clips", type=int, default=12000, help="clips in the training set")
-    parser.add_argument("--steps", type=int, default=9000, help="iterations of the transformer")
+    parser.add_argument("--steps", type=int, default=4300, help="iterations of the transformer")
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--lr", type=float, default=1.2e-3)
+    parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--train-shift", type=float, default=2.0, help="shift of the sigmas seen in training")
+    parser.add_argument(
+        "--late-shift", type=float, default=5.0, help="and from iteration --late-from on: layout, motion"
+    )
+    parser.add_argument("--late-from", type=int, default=2450)
     parser.add_argument("--flow-shift", type=float, default=5.0, help="flow_shift of the pipeline's scheduler")
     parser.add_argument("--guidance", type=float, default=5.0, help="guidance of the sample sheets")
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="bfloat16 autocast")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    stages = args.stages.split(",")
+    keep_to_settings(args)
+    last = STAGES.index(args.until)
 
     vae, vae_run = train_vae(args, device)
-    if "latents" not in stages:
+    if last < STAGES.index("latents"):
         return
     latents, captions = encode_training_set(args, vae, device)
     mean, std = latents.float().mean((0, 2, 3, 4)), latents.float().std((0, 2, 3, 4))
     vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
     latents = ((latents.float() - mean.view(-1, 1, 1, 1)) / std.view(-1, 1, 1, 1)).half()
-    if "dit" not in stages:
+    if last < STAGES.index("dit"):
         return
     transformer, encoder, dit_run = train_dit(args, latents, captions, device)
-    if "pipeline" not in stages:
+    if last < STAGES.index("pipeline"):
         return
     pipe = assemble(args, vae, transformer, encoder)
     out = args.out or args.work / "pipeline"
@@ -395,7 +404,7 @@ def main() -> None:
         "seed": args.seed,
         "clips": args.clips,
         "flow_shift": args.flow_shift,
-        "train_shift": args.train_shift,
+        "train_shift": [args.train_shift, args.late_shift, args.late_from],
         "caption_dropout": CAPTION_DROPOUT,
         "vae": {"steps": vae_run.done, "batch": 4, "seconds": round(vae_run.seconds), "loss": _curve(vae_run.losses)},
         "transformer": {
@@ -410,6 +419,19 @@ def main() -> None:
     }
     (out / "training.json").write_text(json.dumps(about, indent=1) + "\n")
     sample_sheet(pipe, args.work / "samples.png", args.seed, args.guidance, device)
+
+
+def keep_to_settings(args: argparse.Namespace) -> None:
+    """A work folder belongs to one training: other settings than it was begun with would mix two."""
+    fixed = ("seed", "vae_steps", "clips", "steps", "batch", "lr", "train_shift", "late_shift", "late_from")
+    mine = {name: getattr(args, name) for name in fixed}
+    path = args.work / "settings.json"
+    args.work.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        path.write_text(json.dumps(mine, indent=1) + "\n")
+    elif (theirs := json.loads(path.read_text())) != mine:
+        changed = [f"--{n.replace('_', '-')} {theirs.get(n)}" for n in fixed if theirs.get(n) != mine[n]]
+        raise SystemExit(f"{args.work} was begun with {' '.join(changed)}: use the same, or another --work folder.")
 
 
 def _curve(losses: list[float], points: int = 50) -> list[float]:

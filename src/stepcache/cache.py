@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -43,7 +43,7 @@ class Decider:
     data_dependent = False
     """Decisions depend on tensors, so ranks that share the trajectory must agree before acting."""
     history = 1
-    """How many past features a branch must keep."""
+    """How many past features a branch must keep; 0 if nothing will be reused."""
 
     def compute(self, step: int, x: torch.Tensor) -> bool:
         """Whether to evaluate the model at `step`; asked once a step, on its first branch, with the latent `x`."""
@@ -53,8 +53,11 @@ class Decider:
         """Weights of reused step `step` over the kept features, newest first."""
         return (1.0,)
 
-    def observe(self, call: Call, x: torch.Tensor, output: torch.Tensor) -> None:
-        """See an evaluation; x and output are what the boundary cuts at (latents, or tokens before and after)."""
+    def observe(self, call: Call, x: torch.Tensor, output: torch.Tensor, kept: torch.Tensor | None) -> None:
+        """See an evaluation and what the cache keeps of it (`None` if nothing).
+
+        x and output are what the boundary cuts at: latents, or tokens before and after the block stack.
+        """
 
     def tensors(self) -> list[torch.Tensor]:
         """What is held between steps, for the memory figure."""
@@ -65,7 +68,7 @@ class FollowPlan(Decider):
     """Decisions that were written down beforehand."""
 
     def __init__(self, plan: Plan) -> None:
-        self.plan, self.history = plan, plan.history
+        self.plan, self.history = plan, plan.history if plan.reused else 0
         self._computed = frozenset(plan.computed)
         self._weights = dict(plan.weights)
 
@@ -91,10 +94,11 @@ class Call:
 
 @dataclass
 class _Branch:
-    """One conditioning stream: its features, newest first, and what the model gave and took."""
+    """One conditioning stream: its features and the steps they are of, newest first, and what was done."""
 
     name: str
     features: list[torch.Tensor] = field(default_factory=list)
+    nodes: list[int] = field(default_factory=list)
     shape: torch.Size | None = None
     dtype: torch.dtype | None = None
     computed: list[int] = field(default_factory=list)
@@ -125,7 +129,11 @@ class StepCache:
         self.boundary: Boundary = boundary or policy.boundary
         if self.boundary not in BOUNDARIES:
             raise ValueError(f"boundary is {self.boundary!r}; expected one of {', '.join(BOUNDARIES)}.")
-        self.policy, self.cache_device, self.group = policy, cache_device, group
+        try:
+            self.cache_device = None if cache_device is None else torch.device(cache_device)
+        except RuntimeError as error:
+            raise ValueError(f"cache_device is {cache_device!r}; expected a device such as cpu or cuda:1.") from error
+        self.policy, self.group = policy, group
         self.run: Trajectory | None = None
         self._clear()
 
@@ -135,15 +143,19 @@ class StepCache:
         self._visited: set[Hashable] = set()
         self._keys: list[Any] = []  # keeps identities of conditioning inputs from being given to others
         self._step, self._decision = -1, True
+        self._scheduled: list[int] = []  # steps that were computed by decision
         self._forced: list[tuple[int, str]] = []
         self._spans: list[tuple[bool, int, Any, Any]] = []
         self._peak_bytes = 0
+        self._plan: Plan | None = None
+        self._expects_reuse = True
 
     def begin(self, run: Trajectory) -> None:
         """Start a trajectory: forget all of the last one, check the policy against this one (ValueError)."""
         self._clear()
-        self.run = run
-        self._decider = self.policy.begin(run)
+        self.run = replace(run, boundary=self.boundary)
+        self._decider = self.policy.begin(self.run)
+        self._plan, self._expects_reuse = self._decider.plan, self._decider.history > 0
 
     def end(self) -> None:
         """Free all tensors; the summary of the run stays readable."""
@@ -172,41 +184,49 @@ class StepCache:
             self._step += 1
             self._visited.clear()
             self._decision = self._agree(decider, x)
+            if self._decision:
+                self._scheduled.append(self._step)
         self._visited.add(key)
         branch = self._branches.get(key)
         if branch is None:
             branch = self._branches[key] = _Branch(self._name(key))
-            self._keys.append(holder)
+            self._keys.append(None if isinstance(key, str) else holder)
         last = self._step == self.run.num_steps - 1
         if last:  # a branch that stopped coming, such as guidance switched off, will not come back to be freed
             for other in self._branches.values():
                 if other.last_step < self._step - 1:
                     other.features.clear()
-        lacking = branch.shape != x.shape or len(branch.features) < len(decider.weights(self._step))
-        forced = not self._decision and lacking
+        if branch.shape != x.shape:
+            branch.features.clear()
+            branch.nodes.clear()
+        forced = not self._decision and self._lacking(branch, len(decider.weights(self._step)))
         branch.last_step, branch.shape = self._step, x.shape
         if forced:
             self._forced.append((self._step, branch.name))
         leader = branch is next(iter(self._branches.values()))
         return Call(self._step, branch.name, self._decision or forced, forced, leader, last, start)
 
+    def _lacking(self, branch: _Branch, count: int) -> bool:
+        """Whether the branch was absent at one of the `count` computed steps that the reuse is defined on."""
+        wanted = self._scheduled[: -count - 1 : -1]
+        if count == 1:  # computed for want of a feature since then: newer than wanted is as good
+            return not branch.nodes or branch.nodes[0] < wanted[0]
+        return branch.nodes[:count] != wanted
+
     def keep(self, call: Call, x: torch.Tensor, output: torch.Tensor) -> None:
         """Keep what an evaluation gave. `x` and `output` are equally shaped: latents, or tokens before and after."""
         branch, decider = self._state(call)
-        decider.observe(call, x, output)
-        branch.dtype = output.dtype
-        branch.computed.append(call.step)
-        if call.last:
-            branch.features.clear()
-        else:
+        feature = None
+        if decider.history and not call.last:
             feature = _float(output) - _float(x) if self._relative(decider) else output.detach()
             if self.cache_device is not None:
                 feature = feature.to(self.cache_device, non_blocking=True)
-            branch.features[:] = [feature, *branch.features[: decider.history - 1]]
-        held = [t for b in self._branches.values() for t in b.features] + decider.tensors()
-        distinct = {t.data_ptr(): t.numel() * t.element_size() for t in held}
-        self._peak_bytes = max(self._peak_bytes, sum(distinct.values()))
-        self._spans.append((True, call.step, call.start, _now(output)))
+        decider.observe(call, x, output, feature)
+        branch.dtype = output.dtype
+        branch.computed.append(call.step)
+        branch.features[:] = [] if feature is None else [feature, *branch.features[: decider.history - 1]]
+        branch.nodes[:] = [call.step, *branch.nodes][: decider.history]
+        self._weigh(decider)
 
     def predict(self, call: Call, x: torch.Tensor) -> torch.Tensor:
         """The output of a reused call from the branch's features; as the model's own, it must not be written into."""
@@ -221,13 +241,21 @@ class StepCache:
         branch.reused.append(call.step)
         if call.last:
             branch.features.clear()
-        output = output.to(branch.dtype)
-        self._spans.append((False, call.step, call.start, _now(output)))
-        return output
+        self._weigh(decider)
+        return output.to(branch.dtype)
+
+    def leave(self, call: Call, x: torch.Tensor) -> None:
+        """The call is over; `x` is on the device it ran on. Only times are taken here."""
+        self._spans.append((call.compute, call.step, call.start, _now(x)))
 
     def summary(self) -> RunSummary:
         """What the current or last trajectory did so far."""
         return _summarise(self)
+
+    def _weigh(self, decider: Decider) -> None:
+        held = [t for b in self._branches.values() for t in b.features] + decider.tensors()
+        distinct = {id(t.untyped_storage()): t.untyped_storage().nbytes() for t in held}
+        self._peak_bytes = max(self._peak_bytes, sum(distinct.values()))
 
     def _relative(self, decider: Decider) -> bool:
         return self.boundary == "blocks" or decider.relative
@@ -262,7 +290,7 @@ def _now(x: torch.Tensor) -> Any:
     """A point in time: on CUDA an event (no synchronisation until the summary reads it), else seconds."""
     if x.is_cuda:
         event = torch.cuda.Event(enable_timing=True)
-        event.record()
+        event.record(torch.cuda.current_stream(x.device))
         return event
     return time.perf_counter()
 
@@ -289,6 +317,7 @@ class RunSummary:
 
     `loop_seconds` runs from the first call of the transformer to the end of the last one, schedulers included.
     `forced` are (step, branch) computed because what the reuse needed was not there. `cache_bytes` is the peak.
+    `plan` is what was followed, if the decisions were known beforehand.
     """
 
     policy: str
@@ -301,6 +330,7 @@ class RunSummary:
     seconds_per_reused_step: float | None
     cache_bytes: int
     warnings: tuple[str, ...]
+    plan: Plan | None = None
 
     @property
     def computed(self) -> tuple[int, ...]:
@@ -330,6 +360,7 @@ class RunSummary:
             share = 100 * self.seconds_per_reused_step / self.seconds_per_computed_step
             milliseconds = 1000 * self.seconds_per_computed_step
             lines.append(f"  a computed step took {milliseconds:.1f} ms, a reused one {share:.1f} % of it")
+        lines += [f"  note: {note}" for note in (self.plan.notes if self.plan else ())]
         return "\n".join([*lines, *(f"  warning: {w}" for w in self.warnings)])
 
 
@@ -347,9 +378,9 @@ def _summarise(cache: StepCache) -> RunSummary:
     }
     warnings = []
     num_steps = cache.run.num_steps if cache.run else 0
-    if spans and not any(b.reused for b in branches):
+    if spans and cache._expects_reuse and not any(b.reused for b in branches):
         warnings.append("no step was reused: the settings never allowed it")
-    if 0 < num_steps < FEW_STEPS:
+    if 0 < num_steps < FEW_STEPS and cache._expects_reuse:
         warnings.append(f"only {num_steps} steps: neighbouring steps differ too much for reuse to make sense")
     if cache._forced:
         warnings.append(f"{len(cache._forced)} calls were computed because their branch had nothing to reuse yet")
@@ -364,4 +395,5 @@ def _summarise(cache: StepCache) -> RunSummary:
         seconds_per_reused_step=mean[False],
         cache_bytes=cache._peak_bytes,
         warnings=tuple(warnings),
+        plan=cache._plan,
     )

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from stepcache.cache import Policy, RunSummary
-from stepcache.generate import Request, generate, load_pipeline, model_defaults
+from stepcache.generate import Request, check_policy, check_request, generate, load_pipeline, model_defaults
 from stepcache.metrics import mean_psnr, psnr, ssim
 from stepcache.plan import timeline, write_atomically
 from stepcache.policies import EasyCache, LeMiCa, MagCache, Off, Ratios
@@ -63,7 +63,10 @@ def run(args: argparse.Namespace) -> int:
     request = Request(args.prompt, "", args.steps, defaults.get("guidance", 5.0), args.seed, **sizes)
     own = Path(args.model) / RATIOS_FILE
     runs = policies(args, Ratios.load(own) if own.is_file() else None)
+    check_request(request)
     pipe = load_pipeline(args.model)
+    for policy in runs.values():
+        check_policy(policy, pipe, request)
     print(f'prompt: "{request.prompt}", {request.steps} steps, guidance {request.guidance:g}, seed {request.seed}')
     generate(pipe, replace(request, steps=2), Off())  # warm-up: allocators and kernels, not measured
     results: dict[str, tuple[np.ndarray, RunSummary]] = {}

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import tempfile
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from stepcache import __version__
 from stepcache.cache import Policy, RunSummary
 from stepcache.hosts.diffusers import PIPELINES, accelerate, model_name
-from stepcache.plan import Plan, Trajectory, read_text, write_atomically
+from stepcache.plan import Boundary, Plan, Trajectory, read_text, write_atomically
 from stepcache.policies import EasyCache, Fixed, LeMiCa, MagCache, MagCacheCalibration, Off, Ratios
 from stepcache.video import write_clip
 
@@ -72,7 +73,7 @@ def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add("--policy", choices=("none", "lemica", "easycache", "magcache"), default=None, help="default: none, or --plan")
     add("--plan", metavar="FILE", help="a plan file to follow")
-    add("--boundary", choices=("output", "blocks"), default="output", help="what is reused (output)")
+    add("--boundary", choices=("output", "blocks"), help="what is reused (default: the plan's, else output)")
     add("--table", metavar="MODEL", help="use the figures published for this model, e.g. wan2.1-t2v-1.3B")
     add("--resample", action="store_true", help="allow other budgets and step counts than the plan or the table is for")
     add("--cache_device", help="where cached tensors live between steps, e.g. cpu")
@@ -94,17 +95,23 @@ def policy_from(args: argparse.Namespace) -> Policy:
     if args.magcache_calibration and not args.magcache_ratios:
         raise ValueError("--magcache_calibration needs --magcache_ratios FILE to write to.")
     if args.plan:
-        return Fixed(Plan.load(args.plan), args.resample)
+        plan = Plan.load(args.plan)
+        if args.boundary and args.boundary != plan.boundary:
+            if plan.boundary:
+                raise ValueError(f"the plan is for boundary {plan.boundary}; leave --boundary {args.boundary} out.")
+            plan = replace(plan, boundary=args.boundary)
+        return Fixed(plan, args.resample)
     if args.magcache_calibration:
         return MagCacheCalibration()
+    boundary: Boundary = args.boundary or "output"
     if args.policy == "lemica":
-        return LeMiCa(args.lemica_budget, args.table, args.resample, args.boundary)
+        return LeMiCa(args.lemica_budget, args.table, args.resample, boundary)
     if args.policy == "easycache":
-        return EasyCache(args.thresh, args.ret_steps, args.boundary)
+        return EasyCache(args.thresh, args.ret_steps, boundary)
     if args.policy == "magcache":
         ratios = Ratios.load(args.magcache_ratios) if args.magcache_ratios else None
         settings = (args.magcache_thresh, args.magcache_K, args.retention_ratio, args.table)
-        return MagCache(*settings, ratios, args.magcache_interp, args.boundary)
+        return MagCache(*settings, ratios, args.magcache_interp, boundary)
     return Off()
 
 
@@ -157,7 +164,8 @@ def check_policy(policy: Policy, pipe: Any, request: Request) -> None:
     """Let a policy that does not fit the run say so before anything is computed (ValueError)."""
     if not isinstance(policy, MagCacheCalibration):
         shift = pipe.scheduler.config.get("flow_shift")
-        policy.begin(Trajectory(request.steps, model_name(pipe.transformer), shift, request.guidance))
+        model = model_name(pipe.transformer)
+        policy.begin(Trajectory(request.steps, model, shift, request.guidance, boundary=policy.boundary))
 
 
 def check_request(request: Request) -> None:
@@ -171,6 +179,15 @@ def check_request(request: Request) -> None:
             raise ValueError(f"--{name} is {size}; expected a multiple of 16.")
     if request.num_frames < 1 or request.num_frames % 4 != 1:
         raise ValueError(f"--num_frames is {request.num_frames}; expected 4n + 1, for example 17 or 81.")
+
+
+def check_writable(path: Path) -> None:
+    """Find out before the work that a file can be written (OSError), without leaving one behind."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise IsADirectoryError(f"{str(path)!r} is a folder; give the name of a file.")
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".stepcache-"):
+        pass
 
 
 def generate(
@@ -228,7 +245,9 @@ def record(model: str, pipe: Any, request: Request, args: argparse.Namespace, su
             "seconds_per_computed_step": summary.seconds_per_computed_step,
             "seconds_per_reused_step": summary.seconds_per_reused_step,
             "cache_bytes": summary.cache_bytes,
+            "forced": summary.forced,
             "warnings": summary.warnings,
+            "plan": json.loads(summary.plan.to_json()) if summary.plan else None,
         },
     }
 
@@ -248,12 +267,15 @@ def run(args: argparse.Namespace) -> int:
     sizes = {name: choose(name, getattr(Request, name)) for name in ("height", "width", "num_frames")}
     request = Request(args.prompt, args.negative_prompt, args.steps, choose("guidance", 5.0), args.seed, **sizes)
     check_request(request)
+    fps = float(choose("fps", 16.0))
+    if not fps > 0:
+        raise ValueError(f"--fps is {fps}; expected a number above 0.")
+    for target in filter(None, (args.output, args.magcache_ratios if args.magcache_calibration else None)):
+        check_writable(Path(target))
     pipe = load_pipeline(args.model, args.device, args.dtype)
     inputs = _image_input(pipe, args.image, request)
     check_policy(policy, pipe, request)
     frames, summary = generate(pipe, request, policy, args.cache_device, **inputs)
-    fps = choose("fps", 16.0)
-    output.parent.mkdir(parents=True, exist_ok=True)
     write_clip(output, frames, fps)
     if args.lossless:
         write_clip(output.with_suffix(".mkv"), frames, fps)

@@ -33,6 +33,7 @@ class Trajectory:
     shift: float | None = None
     guidance: float | None = None
     timesteps: tuple[float, ...] | None = None
+    boundary: Boundary | None = None
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ class Plan:
         """
         differences = [
             f"{name} {mine} (the run: {theirs})"
-            for name in ("model", "shift", "guidance")
+            for name in ("model", "shift", "guidance", "boundary")
             if (mine := getattr(self, name)) is not None
             and (theirs := getattr(run, name)) is not None
             and not (math_close(mine, theirs) if isinstance(mine, float) else mine == theirs)
@@ -152,6 +153,7 @@ class Plan:
             raise ValueError(f"{what}. Make one for this run, or ask for resampling to use it all the same.")
         warnings.warn(f"{what}; used all the same because resampling was asked for.", stacklevel=2)
         fitted = replace(self, model=run.model, shift=run.shift, guidance=run.guidance, timesteps=None)
+        fitted = replace(fitted, boundary=run.boundary)
         return fitted if self.num_steps == run.num_steps else fitted.resampled(run.num_steps)
 
     def resampled(self, num_steps: int, budget: int | None = None) -> Plan:
@@ -186,8 +188,10 @@ class Plan:
         """Read `to_json`'s text; ValueError if it is not a plan of a known version."""
         data = parse_document(text, SCHEMA, SCHEMA_VERSION)
         unknown = set(data) - {f.name for f in fields(cls)}
-        if unknown or not {"num_steps", "computed"} <= set(data):
-            raise ValueError(f"not a valid plan: it needs num_steps and computed, and has unknown {sorted(unknown)}.")
+        if missing := {"num_steps", "computed"} - set(data):
+            raise ValueError(f"not a valid plan: {' and '.join(sorted(missing))} is missing.")
+        if unknown:
+            raise ValueError(f"not a valid plan: it has unknown fields {', '.join(sorted(unknown))}.")
         try:
             for name in ("computed", "timesteps", "notes"):
                 data[name] = tuple(data[name]) if data.get(name) is not None else cls.__dataclass_fields__[name].default
@@ -208,7 +212,11 @@ class Plan:
             FileNotFoundError: no such file.
             ValueError: not a plan.
         """
-        return cls.from_json(read_text(path, "plan"))
+        text = read_text(path, "plan")
+        try:
+            return cls.from_json(text)
+        except ValueError as error:
+            raise ValueError(f"plan file {os.fspath(path)!r}: {error}") from error
 
 
 def timeline(num_steps: int, computed: tuple[int, ...], width: int = 100) -> str:

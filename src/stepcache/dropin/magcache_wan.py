@@ -22,6 +22,10 @@ CALIBRATION = MagCacheCalibration()
 def choose(own: argparse.Namespace, args: argparse.Namespace) -> tuple[Policy | None, str]:
     """Calibration wins over use, as in the original script."""
     if own.magcache_calibration:
+        if args.ulysses_size * args.ring_size > 1:
+            raise ValueError(
+                "with sequence parallelism a rank sees only its own tokens; calibrate with --ulysses_size 1."
+            )
         return CALIBRATION, "magcache_calibration"
     if not own.use_magcache:
         return None, ""
@@ -31,9 +35,10 @@ def choose(own: argparse.Namespace, args: argparse.Namespace) -> tuple[Policy | 
     elif table not in RATIOS:
         table = KIN[args.task]
     ratios = Ratios.load(own.magcache_ratios) if own.magcache_ratios else None
-    policy = MagCache(
-        own.magcache_thresh, own.magcache_K, own.retention_ratio, table, ratios, own.magcache_interp, own.boundary
-    )
+    settings = (own.magcache_thresh, own.magcache_K, own.retention_ratio, None if ratios else table)
+    policy = MagCache(*settings, ratios, own.magcache_interp, own.boundary)
+    if ratios and ratios.model != name:
+        raise ValueError(f"{own.magcache_ratios!r} was calibrated on {ratios.model}, and the task is {name}.")
     plan = policy.plan(num_steps=args.sample_steps)
     if ratios is None and not table.startswith(name):
         say(f"MagCache published no ratios for {args.task}; those of {table} are used.")

@@ -51,6 +51,8 @@ class Run:
 
 
 _RUNS: weakref.WeakKeyDictionary[Any, Run] = weakref.WeakKeyDictionary()
+_ENTERED: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
+"""Transformers that carry a cache: one that is shared by two pipelines can carry one only."""
 
 
 def enable(
@@ -73,12 +75,17 @@ def enable(
     Raises:
         ValueError: the pipeline is not supported, is enabled already, or has diffusers' own cache enabled.
     """
-    policy = as_policy(policy, boundary)
+    policy = as_policy(policy)
     transformer = _transformer(pipe)
     cache = StepCache(policy, boundary=boundary, cache_device=cache_device, group=group)
     patches = Patches()
+    try:
+        _Entrance(pipe, transformer, cache, patches)
+    except Exception:
+        patches.restore()
+        raise
     run = _RUNS[pipe] = Run(cache, patches)
-    _Entrance(pipe, transformer, cache, patches)
+    _ENTERED.add(transformer)
     return run
 
 
@@ -87,6 +94,7 @@ def disable(pipe: Any) -> None:
     run = _RUNS.pop(pipe, None)
     if run is not None:
         run.stop()
+        _ENTERED.discard(pipe.transformer)
 
 
 @contextmanager
@@ -116,6 +124,8 @@ def _transformer(pipe: Any) -> torch.nn.Module:
     if getattr(pipe, "transformer_2", None) is not None:
         raise ValueError("this pipeline has two transformers (Wan2.2); only Wan2.1 pipelines are supported so far.")
     transformer = pipe.transformer
+    if transformer in _ENTERED:
+        raise ValueError("another pipeline with the same transformer has a cache enabled; disable it there first.")
     if getattr(transformer, "is_cache_enabled", False):
         raise ValueError("diffusers' own cache is enabled on this transformer; call its disable_cache() first.")
     return transformer
@@ -161,10 +171,12 @@ class _Entrance:
             if self.blocks is not None:
                 return self._through_blocks(call, original, args, kwargs)
             if not call.compute:
-                return self.repack(self.cache.predict(call, latent))
+                sample = self.cache.predict(call, latent)
+                self.cache.leave(call, sample)
+                return self.repack(sample)
             result = original(*args, **kwargs)
-            sample = result[0]
-            self.cache.keep(call, latent, sample)
+            self.cache.keep(call, latent, result[0])
+            self.cache.leave(call, latent)
             kind = type(result)
             self.repack = (lambda s: (s,)) if kind is tuple else (lambda s: kind(sample=s))
             return result
@@ -174,11 +186,10 @@ class _Entrance:
     def _through_blocks(self, call: Call, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if self.blocks is None:
             raise RuntimeError("the blocks boundary was not installed.")
-        self.blocks.call = call
-        try:
-            return original(*args, **kwargs)
-        finally:
-            self.blocks.call = None
+        with self.blocks.during(call):
+            result = original(*args, **kwargs)
+        self.cache.leave(call, result[0])
+        return result
 
     def _announce(self) -> None:
         """Begin a trajectory when the scheduler's timesteps are new objects."""

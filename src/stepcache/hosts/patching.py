@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -58,6 +59,15 @@ class BlockStack:
         self._tokens: torch.Tensor | None = None
         for i, block in enumerate(blocks):
             patches.set(block, "forward", partial(self._wrap, index=i, last=len(blocks) - 1))
+
+    @contextmanager
+    def during(self, call: Call) -> Iterator[None]:
+        """The transformer's call that the blocks are about to be part of."""
+        self.call = call
+        try:
+            yield
+        finally:
+            self.call = self._tokens = None
 
     def _wrap(self, original: Callable[..., Any], index: int, last: int) -> Callable[..., Any]:
         def forward(tokens: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:

@@ -81,16 +81,16 @@ def _install(model: Any, cache: StepCache, patches: Patches) -> None:
             context = kwargs["context"]
             call = cache.enter(id(context), x[0], holder=context)
             if stack is None:
-                if not call.compute:
-                    return [cache.predict(call, x[0])]
-                result = original(x, *args, **kwargs)
-                cache.keep(call, x[0], result[0])
-                return result
-            stack.call = call
-            try:
-                return original(x, *args, **kwargs)
-            finally:
-                stack.call = None
+                if call.compute:
+                    result = original(x, *args, **kwargs)
+                    cache.keep(call, x[0], result[0])
+                else:
+                    result = [cache.predict(call, x[0])]
+            else:
+                with stack.during(call):
+                    result = original(x, *args, **kwargs)
+            cache.leave(call, result[0])
+            return result
 
         return forward
 

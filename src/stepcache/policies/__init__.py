@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from stepcache.cache import Decider, FollowPlan, Policy
 from stepcache.plan import Boundary, Plan, Trajectory
@@ -47,10 +47,10 @@ class Off:
         return "uncached"
 
 
-def as_policy(policy: Policy | Plan, boundary: Boundary | None = None) -> Policy:
+def as_policy(policy: Policy | Plan) -> Policy:
     """A plan as the policy that follows it; a policy as itself."""
     if isinstance(policy, Plan):
-        return Fixed(policy if boundary is None else replace(policy, boundary=boundary))
+        return Fixed(policy)
     if not hasattr(policy, "begin"):
         raise TypeError(f"{policy!r} is not a policy; expected for example LeMiCa(budget=25) or a Plan.")
     return policy

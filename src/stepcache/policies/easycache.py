@@ -55,8 +55,9 @@ class _EasyCacheRun(Decider):
     def __init__(self, settings: EasyCache, num_steps: int) -> None:
         self.settings, self.num_steps = settings, num_steps
         self.x: torch.Tensor | None = None  # latent of the last step, computed or not
-        self.x_a: torch.Tensor | None = None  # latent and output of the last computed step
-        self.y_a: torch.Tensor | None = None
+        self.x_a: torch.Tensor | None = None  # latent of the last computed step
+        self.c_a: torch.Tensor | None = None  # y_a - x_a, the cache's own tensor
+        self.y_a: torch.Tensor | None = None  # output of the last computed step, where c_a does not give it
         self.size_a = torch.tensor(1.0)  # |y_a|
         self.k: torch.Tensor | None = None
         self.error: torch.Tensor | float = 0.0
@@ -65,7 +66,7 @@ class _EasyCacheRun(Decider):
         """The rule of the module's head, with the first `ret_steps` steps and the last computed."""
         before = self.x
         if step == self.num_steps - 1:
-            self.x = self.x_a = self.y_a = None
+            self.x = self.x_a = self.c_a = self.y_a = None
             return True
         self.x = x.detach().clone()  # callbacks may write into the pipeline's latents
         if step < self.settings.ret_steps or self.k is None or before is None or before.shape != x.shape:
@@ -77,20 +78,27 @@ class _EasyCacheRun(Decider):
         self.error = 0.0
         return True
 
-    def observe(self, call: Call, x: torch.Tensor, output: torch.Tensor) -> None:
-        """Refresh k on the first branch."""
-        if not call.leader or call.last:
+    def observe(self, call: Call, x: torch.Tensor, output: torch.Tensor, kept: torch.Tensor | None) -> None:
+        """Refresh k on the first branch. Computed for whatever reason, also outvoted by another rank, E starts anew."""
+        if not call.leader or kept is None or self.x is None:
             return
-        if call.forced:  # computed for want of a cached output: as good a measurement as any
-            self.error = 0.0
+        self.error = 0.0
         self.size_a = output.detach().float().abs().mean()
-        if self.x_a is not None and self.y_a is not None and self.y_a.shape == output.shape:
-            self.k = _mean_abs(output, self.y_a) / _mean_abs(self.x if self.x is not None else x, self.x_a)
-        self.x_a, self.y_a = self.x, output.detach()
+        tokens = x.shape != self.x.shape  # the blocks boundary: x is not the latent
+        before = self.y_a if tokens else self._output_a(x.device)
+        if before is not None and before.shape == output.shape and self.x_a is not None:
+            self.k = _mean_abs(output, before) / _mean_abs(self.x, self.x_a)
+        self.x_a, self.c_a, self.y_a = self.x, kept, output.detach() if tokens else None
+
+    def _output_a(self, device: torch.device) -> torch.Tensor | None:
+        """y_a from what is kept anyway, x_a and y_a - x_a: one latent less to hold."""
+        if self.x_a is None or self.c_a is None or self.c_a.shape != self.x_a.shape:
+            return None
+        return self.x_a.float() + self.c_a.to(device)
 
     def tensors(self) -> list[torch.Tensor]:
-        """The last latent, and latent and output of the last computed step."""
-        return [t for t in (self.x, self.x_a, self.y_a) if t is not None]
+        """The last latent, and what is known of the last computed step."""
+        return [t for t in (self.x, self.x_a, self.c_a, self.y_a) if t is not None]
 
 
 def _mean_abs(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

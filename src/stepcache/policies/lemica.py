@@ -56,8 +56,7 @@ class LeMiCa:
 
     def begin(self, run: Trajectory) -> Decider:
         """Take the table of the named model, else of the one that runs."""
-        plan = self.plan(self.model or run.model, run.num_steps)
-        return FollowPlan(replace(plan, model=run.model).fitted_to(run))
+        return FollowPlan(replace(self.plan(self.model or run.model, run.num_steps), boundary=run.boundary))
 
     def __str__(self) -> str:
         return f"lemica (budget {self.budget})"

@@ -10,7 +10,7 @@ import itertools
 import json
 import math
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -203,8 +203,14 @@ class MagCache:
 
     def begin(self, run: Trajectory) -> Decider:
         """Compile for the run."""
-        plan = self.plan(self.model or (self.ratios and self.ratios.model) or run.model, run.num_steps)
-        return FollowPlan(plan)
+        measured = self.ratios.model if self.ratios else None
+        if not self.model and measured and run.model and measured != run.model:
+            raise ValueError(
+                f"the ratios were calibrated on {measured} and the run is {run.model}; "
+                "calibrate this model, or name model=... to use them all the same."
+            )
+        plan = self.plan(self.model or measured or run.model, run.num_steps)
+        return FollowPlan(replace(plan, boundary=run.boundary))
 
     def __str__(self) -> str:
         thresh, max_skips, _ = self.settings(self.model)
@@ -254,6 +260,8 @@ class MagCacheCalibration:
 class _CalibrationRun(Decider):
     """Residual magnitudes of one run, per branch: (ratio, its spread over tokens, 1 - cosine)."""
 
+    history = 0
+
     def __init__(self, run: Trajectory) -> None:
         self.run = run
         self._last: dict[str, torch.Tensor] = {}
@@ -266,7 +274,7 @@ class _CalibrationRun(Decider):
     def compute(self, step: int, x: torch.Tensor) -> bool:
         return True
 
-    def observe(self, call: Call, x: torch.Tensor, output: torch.Tensor) -> None:
+    def observe(self, call: Call, x: torch.Tensor, output: torch.Tensor, kept: torch.Tensor | None) -> None:
         residual = output.detach().float() - x.detach().float()
         before = self._last.get(call.branch)
         row = torch.tensor([1.0, 0.0, 0.0])

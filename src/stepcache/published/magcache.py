@@ -68,8 +68,7 @@ RATIOS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     ),
 }
 # fmt: on
-# Published for VACE-14B are the very figures of T2V-14B (pasted, not measured).
-RATIOS["wan2.1-vace-14B"] = RATIOS["wan2.1-t2v-14B"]
+# What is published for VACE-14B are the very figures of T2V-14B, pasted, not measured: not repeated here.
 
 # model -> (magcache_thresh, magcache_K, retention_ratio) as the authors recommend.
 RECOMMENDED: dict[str, tuple[float, int, float]] = {
