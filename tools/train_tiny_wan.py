@@ -234,7 +234,9 @@ def scenes_of(stage: str, seed: int, i: int, count: int) -> list[Scene]:
     return [random_scene(rng) for _ in range(count)]
 
 
-def train_vae(args: argparse.Namespace, device: str) -> tuple[AutoencoderKLWan, Run]:
+def train_vae(args: argparse.Namespace, device: str) -> tuple[AutoencoderKLWan, Run | None]:
+    if args.init_from:
+        return AutoencoderKLWan.from_pretrained(args.init_from, subfolder="vae").to(device).eval(), None
     torch.manual_seed(args.seed)
     vae = build_vae().to(device)
     run = Run({"vae": vae}, args.work / "vae", lr=2e-3, steps=args.vae_steps, ema=0.995)
@@ -244,9 +246,7 @@ def train_vae(args: argparse.Namespace, device: str) -> tuple[AutoencoderKLWan, 
         # Convolutions do not care where a crop comes from; long clips teach the causal chunks not to drift, and whole
         # frames at the end teach the middle attention.
         if i < 0.95 * args.vae_steps:
-            top, left = (
-                int(v) for v in torch.randint(0, SIZE // 2 + 1, (2,), generator=torch.Generator().manual_seed(i))
-            )
+            top, left = (int(v) for v in torch.randint(0, SIZE // 2 + 1, (2,), generator=g))
             frames = 9 if i < 0.78 * args.vae_steps else FRAMES
             clips = clips[:, :, :frames, top : top + 32, left : left + 32]
         posterior = vae.encode(clips).latent_dist
@@ -291,10 +291,14 @@ def train_dit(
     torch.manual_seed(args.seed + 1)
     tokenizer = build_tokenizer()
     transformer, encoder = build_transformer().to(device), build_text_encoder(len(tokenizer)).to(device)
-    with torch.no_grad():  # start as nearly the identity: residual branches small, output zero
-        transformer.proj_out.weight.zero_()
-        transformer.proj_out.bias.zero_()
-        encoder.shared.weight.normal_(0, 1)
+    if args.init_from:
+        transformer = WanTransformer3DModel.from_pretrained(args.init_from, subfolder="transformer").to(device)
+        encoder = UMT5EncoderModel.from_pretrained(args.init_from, subfolder="text_encoder").to(device)
+    else:
+        with torch.no_grad():  # start from v = 0
+            transformer.proj_out.weight.zero_()
+            transformer.proj_out.bias.zero_()
+            encoder.shared.weight.normal_(0, 1)
     for block in transformer.blocks:
         block.attn2.set_processor(PaddedCrossAttention())
     run = Run({"transformer": transformer, "text": encoder}, args.work / "dit", args.lr, args.steps, ema=0.999)
@@ -365,6 +369,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints, latents, losses, sheets")
     parser.add_argument("--out", type=Path, help="where the finished pipeline is written (default: WORK/pipeline)")
+    parser.add_argument("--init-from", type=Path, metavar="PIPELINE", help="go on from a finished pipeline's weights")
     parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="stop after this stage")
     parser.add_argument("--vae-steps", type=int, default=6200)
     parser.add_argument("--clips", type=int, default=12000, help="clips in the training set")
@@ -389,7 +394,10 @@ def main() -> None:
     if last < STAGES.index("latents"):
         return
     latents, captions = encode_training_set(args, vae, device)
-    mean, std = latents.float().mean((0, 2, 3, 4)), latents.float().std((0, 2, 3, 4))
+    if args.init_from:  # the transformer was trained on latents normalised like this
+        mean, std = torch.tensor(vae.config.latents_mean), torch.tensor(vae.config.latents_std)
+    else:
+        mean, std = latents.float().mean((0, 2, 3, 4)), latents.float().std((0, 2, 3, 4))
     vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
     latents = ((latents.float() - mean.view(-1, 1, 1, 1)) / std.view(-1, 1, 1, 1)).half()
     if last < STAGES.index("dit"):
@@ -406,7 +414,9 @@ def main() -> None:
         "flow_shift": args.flow_shift,
         "train_shift": [args.train_shift, args.late_shift, args.late_from],
         "caption_dropout": CAPTION_DROPOUT,
-        "vae": {"steps": vae_run.done, "batch": 4, "seconds": round(vae_run.seconds), "loss": _curve(vae_run.losses)},
+        "init_from": str(args.init_from) if args.init_from else None,
+        "vae": vae_run
+        and {"steps": vae_run.done, "batch": 4, "seconds": round(vae_run.seconds), "loss": _curve(vae_run.losses)},
         "transformer": {
             "steps": dit_run.done,
             "batch": args.batch,
