@@ -86,9 +86,16 @@ def test_an_interrupted_training_resumes_where_it_was(tmp_path, monkeypatch):
     latents, captions = torch.randn(8, training.Z_DIM, 5, 8, 8).half(), ["a red circle turning"] * 8
 
     def parse(folder):
-        return argparse.Namespace(
-            work=folder, seed=3, batch=2, lr=1e-3, steps=4, train_shift=2.0, late_shift=5.0, late_from=3, bf16=False
-        )
+        settings = {
+            "seed": 3,
+            "batch": 2,
+            "lr": 1e-3,
+            "steps": 4,
+            "train_shift": 2.0,
+            "late_shift": 5.0,
+            "late_from": 3,
+        }
+        return argparse.Namespace(work=folder, bf16=False, init_from=None, **settings)
 
     _, _, whole = training.train_dit(parse(tmp_path / "whole"), latents, captions, "cpu")
 
