@@ -95,7 +95,7 @@ def test_an_interrupted_training_resumes_where_it_was(tmp_path, monkeypatch):
             "late_shift": 5.0,
             "late_from": 3,
         }
-        return argparse.Namespace(work=folder, bf16=False, init_from=None, **settings)
+        return argparse.Namespace(work=folder, bf16=False, init_from=None, late_from=3, **settings)
 
     _, _, whole = training.train_dit(parse(tmp_path / "whole"), latents, captions, "cpu")
 

@@ -373,7 +373,7 @@ def main() -> None:
     parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="stop after this stage")
     parser.add_argument("--vae-steps", type=int, default=6200)
     parser.add_argument("--clips", type=int, default=12000, help="clips in the training set")
-    parser.add_argument("--steps", type=int, default=4300, help="iterations of the transformer")
+    parser.add_argument("--steps", type=int, default=4000, help="iterations of the transformer")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--train-shift", type=float, default=2.0, help="shift of the sigmas seen in training")
