@@ -380,7 +380,7 @@ def main() -> None:
     parser.add_argument(
         "--late-shift", type=float, default=5.0, help="and from iteration --late-from on: layout, motion"
     )
-    parser.add_argument("--late-from", type=int, default=2450)
+    parser.add_argument("--late-from", type=int, default=2452)
     parser.add_argument("--flow-shift", type=float, default=5.0, help="flow_shift of the pipeline's scheduler")
     parser.add_argument("--guidance", type=float, default=5.0, help="guidance of the sample sheets")
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="bfloat16 autocast")
