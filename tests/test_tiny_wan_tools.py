@@ -86,16 +86,9 @@ def test_an_interrupted_training_resumes_where_it_was(tmp_path, monkeypatch):
     latents, captions = torch.randn(8, training.Z_DIM, 5, 8, 8).half(), ["a red circle turning"] * 8
 
     def parse(folder):
-        settings = {
-            "seed": 3,
-            "batch": 2,
-            "lr": 1e-3,
-            "steps": 4,
-            "train_shift": 2.0,
-            "late_shift": 5.0,
-            "late_from": 3,
-        }
-        return argparse.Namespace(work=folder, bf16=False, init_from=None, late_from=3, **settings)
+        shifts = {"train_shift": 2.0, "late_shift": 5.0, "late_from": 3}
+        settings = {"seed": 3, "batch": 2, "lr": 1e-3, "steps": 4, "bf16": False, "init_from": None}
+        return argparse.Namespace(work=folder, **settings, **shifts)
 
     _, _, whole = training.train_dit(parse(tmp_path / "whole"), latents, captions, "cpu")
 
