@@ -173,7 +173,9 @@ class Plan:
             return self
         what = f"this plan ({self.method}) was made for " + ", ".join(differences)
         if not resample:
-            raise ValueError(f"{what}. Make one for this run, or ask for resampling to use it all the same.")
+            raise ValueError(
+                f"{what}. Make one for this run, or ask for resampling (resample=True, --resample) to use it all the same."
+            )
         warnings.warn(f"{what}; used all the same because resampling was asked for.", stacklevel=2)
         fitted = replace(self, model=run.model, shift=run.shift, guidance=run.guidance, timesteps=None)
         fitted = replace(fitted, boundary=run.boundary)
@@ -1044,7 +1046,7 @@ class LeMiCa:
             raise ValueError(
                 f"LeMiCa has no published schedule for {table} with {self.budget} of {steps} steps; "
                 f"published are {', '.join(map(str, sorted(schedules)))} of {published} steps. "
-                "Choose one of these, or ask for resampling."
+                "Choose one of these, or ask for resampling (resample=True, --resample, --lemica_resample)."
             )
         nearest = min(schedules, key=lambda b: (abs(b - self.budget), -b))
         plan = Plan(published, schedules[nearest], "lemica", table, boundary=self.boundary, source=SOURCE)
@@ -1057,7 +1059,7 @@ class LeMiCa:
         if name not in SCHEDULES:
             raise ValueError(
                 f"LeMiCa has no published table for {name or 'this model'}; "
-                f"name one (model=...) of {', '.join(SCHEDULES)}, or bring a plan of your own."
+                f"name one (model=..., --table) of {', '.join(SCHEDULES)}, or bring a plan of your own."
             )
         return name, *SCHEDULES[name]
 

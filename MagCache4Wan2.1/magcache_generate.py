@@ -174,7 +174,9 @@ class Plan:
             return self
         what = f"this plan ({self.method}) was made for " + ", ".join(differences)
         if not resample:
-            raise ValueError(f"{what}. Make one for this run, or ask for resampling to use it all the same.")
+            raise ValueError(
+                f"{what}. Make one for this run, or ask for resampling (resample=True, --resample) to use it all the same."
+            )
         warnings.warn(f"{what}; used all the same because resampling was asked for.", stacklevel=2)
         fitted = replace(self, model=run.model, shift=run.shift, guidance=run.guidance, timesteps=None)
         fitted = replace(fitted, boundary=run.boundary)
@@ -1184,7 +1186,7 @@ class MagCache:
             if self.ratios is not None and self.interp is None:
                 raise ValueError(
                     f"the ratios were calibrated for {ratios.num_steps} steps and the run has {steps}; "
-                    "calibrate at that step count, or choose an interpolation (product or nearest)."
+                    "calibrate at that step count, or choose an interpolation (--magcache_interp product or nearest)."
                 )
             interp = self.interp or "product"
             notes = (f"ratios of {ratios.num_steps} steps brought to {steps} ({interp})",)
@@ -1207,7 +1209,7 @@ class MagCache:
     def _published(name: str | None) -> Ratios:
         if name not in RATIOS:
             raise ValueError(
-                f"MagCache has no published ratios for {name or 'this model'}; name one (model=...) of "
+                f"MagCache has no published ratios for {name or 'this model'}; name one (model=..., --table) of "
                 f"{', '.join(RATIOS)}, or calibrate and pass the ratios file."
             )
         cond, uncond = RATIOS[name]

@@ -150,7 +150,9 @@ class Plan:
             return self
         what = f"this plan ({self.method}) was made for " + ", ".join(differences)
         if not resample:
-            raise ValueError(f"{what}. Make one for this run, or ask for resampling to use it all the same.")
+            raise ValueError(
+                f"{what}. Make one for this run, or ask for resampling (resample=True, --resample) to use it all the same."
+            )
         warnings.warn(f"{what}; used all the same because resampling was asked for.", stacklevel=2)
         fitted = replace(self, model=run.model, shift=run.shift, guidance=run.guidance, timesteps=None)
         fitted = replace(fitted, boundary=run.boundary)

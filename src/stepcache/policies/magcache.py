@@ -172,7 +172,7 @@ class MagCache:
             if self.ratios is not None and self.interp is None:
                 raise ValueError(
                     f"the ratios were calibrated for {ratios.num_steps} steps and the run has {steps}; "
-                    "calibrate at that step count, or choose an interpolation (product or nearest)."
+                    "calibrate at that step count, or choose an interpolation (--magcache_interp product or nearest)."
                 )
             interp = self.interp or "product"
             notes = (f"ratios of {ratios.num_steps} steps brought to {steps} ({interp})",)
@@ -195,7 +195,7 @@ class MagCache:
     def _published(name: str | None) -> Ratios:
         if name not in RATIOS:
             raise ValueError(
-                f"MagCache has no published ratios for {name or 'this model'}; name one (model=...) of "
+                f"MagCache has no published ratios for {name or 'this model'}; name one (model=..., --table) of "
                 f"{', '.join(RATIOS)}, or calibrate and pass the ratios file."
             )
         cond, uncond = RATIOS[name]
