@@ -174,7 +174,7 @@ class Plan:
         what = f"this plan ({self.method}) was made for " + ", ".join(differences)
         if not resample:
             raise ValueError(
-                f"{what}. Make one for this run, or ask for resampling (resample=True, --resample) to use it all the same."
+                f"{what}. Make one for this run, or use it all the same by resampling (resample=True, --resample)."
             )
         warnings.warn(f"{what}; used all the same because resampling was asked for.", stacklevel=2)
         fitted = replace(self, model=run.model, shift=run.shift, guidance=run.guidance, timesteps=None)
