@@ -175,8 +175,9 @@ class Plan:
                 f"{what}. Make one for this run, or use it all the same by resampling (resample=True, --resample)."
             )
         warnings.warn(f"{what}; used all the same because resampling was asked for.", stacklevel=2)
-        fitted = replace(self, model=run.model, shift=run.shift, guidance=run.guidance, timesteps=None)
-        fitted = replace(fitted, boundary=run.boundary)
+        fitted = replace(
+            self, model=run.model, shift=run.shift, guidance=run.guidance, boundary=run.boundary, timesteps=None
+        )
         return fitted if self.num_steps == run.num_steps else fitted.resampled(run.num_steps)
 
     def resampled(self, num_steps: int, budget: int | None = None) -> Plan:
@@ -244,7 +245,7 @@ class Plan:
 
 def timeline(num_steps: int, computed: tuple[int, ...], width: int = 100) -> str:
     """One mark a step, `█` computed and `·` reused, wrapped at `width` marks."""
-    marks = "".join("█" if k in set(computed) else "·" for k in range(num_steps))
+    marks = "".join("█" if k in computed else "·" for k in range(num_steps))
     return "\n".join(marks[i : i + width] for i in range(0, num_steps, width))
 
 
@@ -401,6 +402,11 @@ class _Branch:
     reused: list[int] = field(default_factory=list)
     last_step: int = -1
 
+    def drop(self) -> None:
+        """Free the features, and with them the claim to have any."""
+        self.features.clear()
+        self.nodes.clear()
+
 
 class StepCache:
     """One transformer's cache for one policy.
@@ -456,7 +462,7 @@ class StepCache:
     def end(self) -> None:
         """Free all tensors; the summary of the run stays readable."""
         for branch in self._branches.values():
-            branch.features.clear()
+            branch.drop()
         self._decider = None
         self._keys.clear()
 
@@ -486,15 +492,15 @@ class StepCache:
         branch = self._branches.get(key)
         if branch is None:
             branch = self._branches[key] = _Branch(self._name(key))
-            self._keys.append(None if isinstance(key, str) else holder)
+            if not isinstance(key, str):
+                self._keys.append(holder)
         last = self._step == self.run.num_steps - 1
         if last:  # a branch that stopped coming, such as guidance switched off, will not come back to be freed
             for other in self._branches.values():
                 if other.last_step < self._step - 1:
-                    other.features.clear()
+                    other.drop()
         if branch.shape != x.shape:
-            branch.features.clear()
-            branch.nodes.clear()
+            branch.drop()
         forced = not self._decision and self._lacking(branch, len(decider.weights(self._step)))
         branch.last_step, branch.shape = self._step, x.shape
         if forced:
@@ -536,7 +542,7 @@ class StepCache:
             output = x + output
         branch.reused.append(call.step)
         if call.last:
-            branch.features.clear()
+            branch.drop()
         self._weigh(decider)
         return output.to(branch.dtype)
 
@@ -550,7 +556,8 @@ class StepCache:
 
     def _weigh(self, decider: Decider) -> None:
         held = [t for b in self._branches.values() for t in b.features] + decider.tensors()
-        distinct = {id(t.untyped_storage()): t.untyped_storage().nbytes() for t in held}
+        storages = [t.untyped_storage() for t in held]  # a tensor held under two names weighs once
+        distinct = {s.data_ptr(): s.nbytes() for s in storages}
         self._peak_bytes = max(self._peak_bytes, sum(distinct.values()))
 
     def _relative(self, decider: Decider) -> bool:

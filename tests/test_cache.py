@@ -214,3 +214,14 @@ def test_ratios_of_another_model_are_refused():
     with pytest.raises(ValueError, match="calibrated on a and the run is b"):
         StepCache(MagCache(ratios=ratios)).begin(Trajectory(3, "b"))
     StepCache(MagCache(ratios=ratios, model="b")).begin(Trajectory(3, "b"))
+
+
+def test_a_branch_that_was_freed_and_comes_back_at_a_reused_last_step_is_computed():
+    cache = StepCache(Fixed(Plan(6, (0, 3))))
+    cache.begin(Trajectory(6))
+    for step in range(6):
+        visit(cache, "cond", latents(step))
+        if step in (0, 1, 2, 3, 5):
+            call, _ = visit(cache, "uncond", latents(step))
+    assert call.forced
+    assert held(cache) == 0

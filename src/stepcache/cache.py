@@ -105,6 +105,11 @@ class _Branch:
     reused: list[int] = field(default_factory=list)
     last_step: int = -1
 
+    def drop(self) -> None:
+        """Free the features, and with them the claim to have any."""
+        self.features.clear()
+        self.nodes.clear()
+
 
 class StepCache:
     """One transformer's cache for one policy.
@@ -160,7 +165,7 @@ class StepCache:
     def end(self) -> None:
         """Free all tensors; the summary of the run stays readable."""
         for branch in self._branches.values():
-            branch.features.clear()
+            branch.drop()
         self._decider = None
         self._keys.clear()
 
@@ -190,15 +195,15 @@ class StepCache:
         branch = self._branches.get(key)
         if branch is None:
             branch = self._branches[key] = _Branch(self._name(key))
-            self._keys.append(None if isinstance(key, str) else holder)
+            if not isinstance(key, str):
+                self._keys.append(holder)
         last = self._step == self.run.num_steps - 1
         if last:  # a branch that stopped coming, such as guidance switched off, will not come back to be freed
             for other in self._branches.values():
                 if other.last_step < self._step - 1:
-                    other.features.clear()
+                    other.drop()
         if branch.shape != x.shape:
-            branch.features.clear()
-            branch.nodes.clear()
+            branch.drop()
         forced = not self._decision and self._lacking(branch, len(decider.weights(self._step)))
         branch.last_step, branch.shape = self._step, x.shape
         if forced:
@@ -240,7 +245,7 @@ class StepCache:
             output = x + output
         branch.reused.append(call.step)
         if call.last:
-            branch.features.clear()
+            branch.drop()
         self._weigh(decider)
         return output.to(branch.dtype)
 
@@ -254,7 +259,8 @@ class StepCache:
 
     def _weigh(self, decider: Decider) -> None:
         held = [t for b in self._branches.values() for t in b.features] + decider.tensors()
-        distinct = {id(t.untyped_storage()): t.untyped_storage().nbytes() for t in held}
+        storages = [t.untyped_storage() for t in held]  # a tensor held under two names weighs once
+        distinct = {s.data_ptr(): s.nbytes() for s in storages}
         self._peak_bytes = max(self._peak_bytes, sum(distinct.values()))
 
     def _relative(self, decider: Decider) -> bool:

@@ -28,7 +28,7 @@ DEFAULTS_FILE = "generation_defaults.json"
 
 @dataclass(frozen=True)
 class Request:
-    """What to generate; sizes in pixels, `None` guidance size or frames: the model's defaults."""
+    """What to generate; sizes in pixels, defaults those of Wan2.1 at 480p."""
 
     prompt: str
     negative_prompt: str = ""

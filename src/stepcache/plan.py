@@ -154,8 +154,9 @@ class Plan:
                 f"{what}. Make one for this run, or use it all the same by resampling (resample=True, --resample)."
             )
         warnings.warn(f"{what}; used all the same because resampling was asked for.", stacklevel=2)
-        fitted = replace(self, model=run.model, shift=run.shift, guidance=run.guidance, timesteps=None)
-        fitted = replace(fitted, boundary=run.boundary)
+        fitted = replace(
+            self, model=run.model, shift=run.shift, guidance=run.guidance, boundary=run.boundary, timesteps=None
+        )
         return fitted if self.num_steps == run.num_steps else fitted.resampled(run.num_steps)
 
     def resampled(self, num_steps: int, budget: int | None = None) -> Plan:
@@ -223,7 +224,7 @@ class Plan:
 
 def timeline(num_steps: int, computed: tuple[int, ...], width: int = 100) -> str:
     """One mark a step, `█` computed and `·` reused, wrapped at `width` marks."""
-    marks = "".join("█" if k in set(computed) else "·" for k in range(num_steps))
+    marks = "".join("█" if k in computed else "·" for k in range(num_steps))
     return "\n".join(marks[i : i + width] for i in range(0, num_steps, width))
 
 
