@@ -917,6 +917,17 @@ def launch(flags: argparse.ArgumentParser, choose: Choose) -> None:
             print(cache.summary())
 
 
+def add_boundary(group: argparse._ArgumentGroup) -> None:
+    """The flag all drop-ins have: where reuse is applied."""
+    group.add_argument(
+        "--boundary",
+        choices=("output", "blocks"),
+        default="output",
+        help="reuse the transformer's output (default), or the block stack's residual, as LeMiCa's and MagCache's "
+        "published code does",
+    )
+
+
 def _upstream() -> tuple[Any, Any]:
     """Wan2.1's `generate` and `wan` modules, from the folder this script lies in."""
     try:
@@ -1060,9 +1071,7 @@ def flags() -> argparse.ArgumentParser:
         "--thresh", type=float, default=0.05, help="accumulated change that ends reuse; larger is faster (default 0.05)"
     )
     group.add_argument("--ret_steps", type=int, default=10, help="steps computed at the start (default 10)")
-    group.add_argument(
-        "--boundary", choices=("output", "blocks"), default="output", help="what is reused (default output)"
-    )
+    add_boundary(group)
     return parser
 
 

@@ -919,6 +919,17 @@ def launch(flags: argparse.ArgumentParser, choose: Choose) -> None:
             print(cache.summary())
 
 
+def add_boundary(group: argparse._ArgumentGroup) -> None:
+    """The flag all drop-ins have: where reuse is applied."""
+    group.add_argument(
+        "--boundary",
+        choices=("output", "blocks"),
+        default="output",
+        help="reuse the transformer's output (default), or the block stack's residual, as LeMiCa's and MagCache's "
+        "published code does",
+    )
+
+
 def _upstream() -> tuple[Any, Any]:
     """Wan2.1's `generate` and `wan` modules, from the folder this script lies in."""
     try:
@@ -1104,10 +1115,7 @@ def flags() -> argparse.ArgumentParser:
         action="store_true",
         help="allow other budgets and step counts, resampled from the published",
     )
-    group.add_argument(
-        "--boundary", choices=("output", "blocks"), default="output",
-        help="reuse the transformer's output (default), or the block stack's residual as the published code does",
-    )  # fmt: skip
+    add_boundary(group)
     return parser
 
 

@@ -920,6 +920,17 @@ def launch(flags: argparse.ArgumentParser, choose: Choose) -> None:
             print(cache.summary())
 
 
+def add_boundary(group: argparse._ArgumentGroup) -> None:
+    """The flag all drop-ins have: where reuse is applied."""
+    group.add_argument(
+        "--boundary",
+        choices=("output", "blocks"),
+        default="output",
+        help="reuse the transformer's output (default), or the block stack's residual, as LeMiCa's and MagCache's "
+        "published code does",
+    )
+
+
 def _upstream() -> tuple[Any, Any]:
     """Wan2.1's `generate` and `wan` modules, from the folder this script lies in."""
     try:
@@ -1368,9 +1379,7 @@ def flags() -> argparse.ArgumentParser:
         help="ratios of another step count: keep their running product (default for published ones), or take the "
         "nearest step's as the original script does",
     )  # fmt: skip
-    group.add_argument(
-        "--boundary", choices=("output", "blocks"), default="output", help="what is reused (default output)"
-    )
+    add_boundary(group)
     return parser
 
 

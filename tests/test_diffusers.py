@@ -397,3 +397,13 @@ def test_holders_of_named_branches_are_not_kept(pipe):
     sample(pipe)
     assert not any(k is not None for k in run.cache._keys)
     stepcache.disable(pipe)
+
+
+def test_a_transformer_put_aside_while_enabled_is_free_after_disable(pipe):
+    first = pipe.transformer
+    stepcache.enable(pipe, HALF)
+    pipe.transformer = tiny_pipe(4).transformer
+    stepcache.disable(pipe)
+    pipe.transformer = first
+    with stepcache.accelerate(pipe, HALF):
+        sample(pipe)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 
 from stepcache.cache import Policy
-from stepcache.dropin.wan21 import launch
+from stepcache.dropin.wan21 import add_boundary, launch
 from stepcache.policies.easycache import EasyCache
 
 
@@ -25,9 +25,7 @@ def flags() -> argparse.ArgumentParser:
         "--thresh", type=float, default=0.05, help="accumulated change that ends reuse; larger is faster (default 0.05)"
     )
     group.add_argument("--ret_steps", type=int, default=10, help="steps computed at the start (default 10)")
-    group.add_argument(
-        "--boundary", choices=("output", "blocks"), default="output", help="what is reused (default output)"
-    )
+    add_boundary(group)
     return parser
 
 

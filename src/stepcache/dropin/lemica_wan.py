@@ -12,7 +12,7 @@ import argparse
 from dataclasses import replace
 
 from stepcache.cache import Policy
-from stepcache.dropin.wan21 import KIN, launch, say
+from stepcache.dropin.wan21 import KIN, add_boundary, launch, say
 from stepcache.policies.lemica import LeMiCa
 from stepcache.published.lemica import SCHEDULES
 
@@ -42,10 +42,7 @@ def flags() -> argparse.ArgumentParser:
         action="store_true",
         help="allow other budgets and step counts, resampled from the published",
     )
-    group.add_argument(
-        "--boundary", choices=("output", "blocks"), default="output",
-        help="reuse the transformer's output (default), or the block stack's residual as the published code does",
-    )  # fmt: skip
+    add_boundary(group)
     return parser
 
 

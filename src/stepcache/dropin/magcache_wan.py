@@ -12,7 +12,7 @@ import argparse
 import os
 
 from stepcache.cache import Policy
-from stepcache.dropin.wan21 import KIN, fail, launch, say
+from stepcache.dropin.wan21 import KIN, add_boundary, fail, launch, say
 from stepcache.policies.magcache import MagCache, MagCacheCalibration, Ratios
 from stepcache.published.magcache import RATIOS
 
@@ -66,9 +66,7 @@ def flags() -> argparse.ArgumentParser:
         help="ratios of another step count: keep their running product (default for published ones), or take the "
         "nearest step's as the original script does",
     )  # fmt: skip
-    group.add_argument(
-        "--boundary", choices=("output", "blocks"), default="output", help="what is reused (default output)"
-    )
+    add_boundary(group)
     return parser
 
 

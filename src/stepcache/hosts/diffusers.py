@@ -37,8 +37,10 @@ PUBLISHED = {  # (class, layers, heads, width of a head, input channels) of the 
 class Run:
     """An accelerated pipeline: what `enable` returns and `accelerate` yields."""
 
-    def __init__(self, cache: StepCache, patches: Patches) -> None:
+    def __init__(self, cache: StepCache, patches: Patches, transformer: torch.nn.Module) -> None:
         self.cache, self._patches = cache, patches
+        self._transformer = weakref.ref(transformer)
+        _ENTERED.add(transformer)
 
     def summary(self) -> RunSummary:
         """What the last generation (or the one under way) did: fields, and text when printed."""
@@ -48,6 +50,8 @@ class Run:
         """Restore the pipeline and free the cache; the summary stays."""
         self._patches.restore()
         self.cache.end()
+        if (transformer := self._transformer()) is not None:
+            _ENTERED.discard(transformer)
 
 
 _RUNS: weakref.WeakKeyDictionary[Any, Run] = weakref.WeakKeyDictionary()
@@ -84,8 +88,7 @@ def enable(
     except Exception:
         patches.restore()
         raise
-    run = _RUNS[pipe] = Run(cache, patches)
-    _ENTERED.add(transformer)
+    run = _RUNS[pipe] = Run(cache, patches, transformer)
     return run
 
 
@@ -94,7 +97,6 @@ def disable(pipe: Any) -> None:
     run = _RUNS.pop(pipe, None)
     if run is not None:
         run.stop()
-        _ENTERED.discard(pipe.transformer)
 
 
 @contextmanager
