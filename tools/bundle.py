@@ -21,6 +21,8 @@ BUILT = {
     "LeMiCa4Wan2.1/inference_wan.py": "stepcache.dropin.lemica_wan",
     "EasyCache4Wan2.1/easycache_generate.py": "stepcache.dropin.easycache_wan",
     "MagCache4Wan2.1/magcache_generate.py": "stepcache.dropin.magcache_wan",
+    "LeMiCa4HunyuanVideo-1.5/lemica_generate.py": "stepcache.dropin.lemica_hunyuanvideo15",
+    "LeMiCa4QwenImage/inference_qwenimage.py": "stepcache.dropin.lemica_qwenimage",
 }
 
 

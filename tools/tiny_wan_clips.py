@@ -10,8 +10,12 @@ Grammar (brackets: chosen at random, bar: alternatives):
     caption    := subject ["and" subject] "over" background | background "," "with" subject ["and" subject]
     subject    := "a" [size] colour shape motion
     motion     := "moving" ("left" | "right" | "up" | "down") ["slowly" | "quickly"]
-                | "turning" | "bouncing" | "growing" | "shrinking"
+                | ("turning" | "bouncing" | "growing" | "shrinking") place
+    place      := "on the left" | "on the right" | "at the top" | "at the bottom" | "in the middle"
     background := "a" ground texture "background"
+
+(A bouncing subject is never said to be at the top or the bottom.) Places are there for the directions' sake: "moving
+left" says where the subject is at what time, which is learned only after it is known that words can say where.
 """
 
 from __future__ import annotations
@@ -37,6 +41,13 @@ COLOURS = {
 SHAPES = ("circle", "square", "triangle", "ring", "cross", "star")
 DIRECTIONS = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0), "down": (0.0, 1.0)}
 OTHER_MOTIONS = ("turning", "bouncing", "growing", "shrinking")
+PLACES = {
+    "on the left": (-1, 0),
+    "on the right": (1, 0),
+    "at the top": (0, -1),
+    "at the bottom": (0, 1),
+    "in the middle": (0, 0),
+}
 SIZES = {"small": 0.15, "": 0.19, "big": 0.24}
 GROUNDS = {  # muted on purpose: an object's colour can be found by saturation alone
     "black": ((0.05, 0.05, 0.06), (0.17, 0.17, 0.19)),
@@ -58,6 +69,7 @@ class Subject:
     size: str
     motion: str
     pace: str
+    place: str
     x: float
     y: float
     angle: float
@@ -95,7 +107,7 @@ def caption(scene: Scene) -> str:
     """The scene in English, e.g. "a big red circle moving left over a grey striped background"."""
 
     def subject(s: Subject) -> str:
-        return " ".join(w for w in ("a", s.size, s.colour, s.shape, s.motion, s.pace) if w)
+        return " ".join(w for w in ("a", s.size, s.colour, s.shape, s.motion, s.pace, s.place) if w)
 
     subjects = " and ".join(subject(s) for s in scene.subjects)
     background = f"a {scene.ground} {scene.texture} background"
@@ -105,6 +117,7 @@ def caption(scene: Scene) -> str:
 def vocabulary() -> list[str]:
     """Every word and mark the grammar can produce, sorted: the tokenizer's vocabulary."""
     words = {"a", "and", "over", "background", ",", "with", "moving", "slowly", "quickly"}
+    words |= {word for place in PLACES for word in place.split()}
     words |= {*COLOURS, *SHAPES, *DIRECTIONS, *OTHER_MOTIONS, *GROUNDS, *TEXTURES, *filter(None, SIZES)}
     return sorted(words)
 
@@ -134,6 +147,7 @@ def _random_subject(rng: random.Random, colour: str, directional: bool) -> Subje
     straight = directional or rng.random() < 0.64
     motion = f"moving {rng.choice(sorted(DIRECTIONS))}" if straight else rng.choice(OTHER_MOTIONS)
     pace = rng.choice(("", "", "slowly", "quickly")) if straight else ""
+    place = "" if straight else rng.choice([p for p, (_, dy) in PLACES.items() if motion != "bouncing" or not dy])
     margin = SIZES[size] + 0.02
     travel = {"slowly": 0.28, "": 0.42, "quickly": 0.56}[pace] * rng.uniform(0.9, 1.1)
     x, y = (rng.uniform(margin, 1 - margin) for _ in range(2))
@@ -142,10 +156,11 @@ def _random_subject(rng: random.Random, colour: str, directional: bool) -> Subje
         slack = max(0.0, 1 - 2 * margin - travel) / 2
         offset = 0.5 + rng.uniform(-slack, slack)
         x, y = (offset - dx * travel / 2, y) if dx else (x, offset - dy * travel / 2)
+    else:
+        x, y = (0.5 + 0.24 * side + rng.uniform(-0.08, 0.08) for side in PLACES[place])
     spin = rng.choice((-1.0, 1.0)) * rng.uniform(0.8, 1.2) * (1.6 if motion == "turning" else 0.0)
-    return Subject(
-        colour, rng.choice(SHAPES), size, motion, pace, x, y, rng.uniform(-0.3, 0.3), spin, travel, rng.random()
-    )
+    shape, angle, phase = rng.choice(SHAPES), rng.uniform(-0.3, 0.3), rng.random()
+    return Subject(colour, shape, size, motion, pace, place, x, y, angle, spin, travel, phase)
 
 
 def render(scenes: list[Scene]) -> torch.Tensor:

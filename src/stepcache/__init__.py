@@ -12,12 +12,26 @@ Compute some denoising steps, predict the rest:
 
 from stepcache.cache import BranchSummary, RunSummary, StepCache
 from stepcache.hosts.diffusers import Run, accelerate, disable, enable
+from stepcache.hosts.module import Attached, attach
 from stepcache.plan import Plan, Trajectory
-from stepcache.policies import EasyCache, Fixed, LeMiCa, MagCache, MagCacheCalibration, Off, Ratios
+from stepcache.policies import (
+    EasyCache,
+    Fixed,
+    LeMiCa,
+    MagCache,
+    MagCacheCalibration,
+    Off,
+    Ratios,
+    TaylorSeer,
+    TeaCache,
+    Uniform,
+)
+from stepcache.presets import Preset, all_presets, preset
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Attached",
     "BranchSummary",
     "EasyCache",
     "Fixed",
@@ -26,12 +40,19 @@ __all__ = [
     "MagCacheCalibration",
     "Off",
     "Plan",
+    "Preset",
     "Ratios",
     "Run",
     "RunSummary",
     "StepCache",
+    "TaylorSeer",
+    "TeaCache",
     "Trajectory",
+    "Uniform",
     "accelerate",
+    "all_presets",
+    "attach",
     "disable",
     "enable",
+    "preset",
 ]

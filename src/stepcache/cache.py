@@ -59,6 +59,9 @@ class Decider:
         x and output are what the boundary cuts at: latents, or tokens before and after the block stack.
         """
 
+    def handover(self) -> None:
+        """Another transformer takes over (Wan2.2's second expert): what was measured on the first is void."""
+
     def tensors(self) -> list[torch.Tensor]:
         """What is held between steps, for the memory figure."""
         return []
@@ -97,8 +100,11 @@ class _Branch:
     """One conditioning stream: its features and the steps they are of, newest first, and what was done."""
 
     name: str
+    key: Hashable = None
+    holder: Any = None
     features: list[torch.Tensor] = field(default_factory=list)
     nodes: list[int] = field(default_factory=list)
+    owner: Hashable = None
     shape: torch.Size | None = None
     dtype: torch.dtype | None = None
     computed: list[int] = field(default_factory=list)
@@ -142,12 +148,16 @@ class StepCache:
         self.run: Trajectory | None = None
         self._clear()
 
+    own: torch.Size | None
+    """Shape of the pipeline's own latent: the output's, or smaller if the host knows better (see `narrow`)."""
+
     def _clear(self) -> None:
         self._decider: Decider | None = None
-        self._branches: dict[Hashable, _Branch] = {}
-        self._visited: set[Hashable] = set()
-        self._keys: list[Any] = []  # keeps identities of conditioning inputs from being given to others
-        self._step, self._decision = -1, True
+        self._branches: list[_Branch] = []
+        self._visited: set[str] = set()
+        self.own = None
+        self._step, self._decision, self._step_over = -1, True, False
+        self._owner: Hashable = None
         self._scheduled: list[int] = []  # steps that were computed by decision
         self._forced: list[tuple[int, str]] = []
         self._spans: list[tuple[bool, int, Any, Any]] = []
@@ -164,52 +174,82 @@ class StepCache:
 
     def end(self) -> None:
         """Free all tensors; the summary of the run stays readable."""
-        for branch in self._branches.values():
+        for branch in self._branches:
             branch.drop()
+            branch.holder = None
         self._decider = None
-        self._keys.clear()
 
-    def enter(self, key: Hashable, x: torch.Tensor, *, holder: Any = None) -> Call:
+    def step_over(self) -> None:
+        """The sampler took its step: the next call belongs to the next one. Hosts that cannot know need not say."""
+        self._step_over = True
+
+    def knows_own(self, shape: torch.Size) -> None:
+        """The latent that the sampler works on has this shape; the output may have condition tokens behind it."""
+        if self.own and len(shape) == len(self.own) and all(a <= b for a, b in zip(shape, self.own, strict=True)):
+            self.own = shape
+
+    def enter(self, key: Hashable, x: torch.Tensor, *, holder: Any = None, owner: Hashable = None) -> Call:
         """Take the next call of the transformer.
 
         Args:
-            key: the branch's name, or the identity of its conditioning input (then pass that input as `holder`).
-            x: the latent fed to the model, own channels only.
-            holder: kept alive until the trajectory ends.
+            key: the branch's name, or the identity of its conditioning input.
+            x: what is fed to the model; condition channels or tokens may follow the latent's own.
+            holder: the conditioning input, kept alive so that its identity is not given to another. One that is new
+                but equal to a branch's is that branch's: some pipelines make it anew at every step.
+            owner: which transformer is entered, where the steps are divided among several.
         """
         if self.run is None:
             raise RuntimeError("StepCache.enter was called before StepCache.begin; the host must announce the run.")
         start = _now(x)
-        if self._decider is None or (key in self._visited and self._step == self.run.num_steps - 1):
+        branch = self._find(key, holder)
+        ended = self._step_over or (branch is not None and branch.name in self._visited)  # it came round again
+        if self._decider is None or (ended and self._step == self.run.num_steps - 1):
             self.begin(self.run)  # the trajectory is complete: this call belongs to a new one
+            branch = None
         decider = self._decider
         if decider is None:
             raise RuntimeError("the policy made no decisions for this run.")
-        if self._step < 0 or key in self._visited:  # a branch came round again: the next step has begun
-            self._step += 1
-            self._visited.clear()
-            self._decision = self._agree(decider, x)
-            if self._decision:
-                self._scheduled.append(self._step)
-        self._visited.add(key)
-        branch = self._branches.get(key)
+        if self._step < 0 or ended:
+            self._next_step(decider, x, owner)
+        leader = not self._visited
         if branch is None:
-            branch = self._branches[key] = _Branch(self._name(key))
-            if not isinstance(key, str):
-                self._keys.append(holder)
+            branch = _Branch(self._name(key))
+            self._branches.append(branch)
+        branch.key, branch.holder = key, holder
+        self._visited.add(branch.name)
         last = self._step == self.run.num_steps - 1
-        if last:  # a branch that stopped coming, such as guidance switched off, will not come back to be freed
-            for other in self._branches.values():
-                if other.last_step < self._step - 1:
-                    other.drop()
+        if branch.owner != owner:
+            branch.drop()
         if branch.shape != x.shape:
             branch.drop()
         forced = not self._decision and self._lacking(branch, len(decider.weights(self._step)))
-        branch.last_step, branch.shape = self._step, x.shape
+        branch.last_step, branch.shape, branch.owner = self._step, x.shape, owner
         if forced:
             self._forced.append((self._step, branch.name))
-        leader = branch is next(iter(self._branches.values()))
         return Call(self._step, branch.name, self._decision or forced, forced, leader, last, start)
+
+    def _find(self, key: Hashable, holder: Any) -> _Branch | None:
+        for branch in self._branches:
+            if branch.key == key:
+                return branch
+        for branch in self._branches:  # two prompts of one step may be equal too: each takes a branch of its own
+            if (self._step_over or branch.name not in self._visited) and _equal(branch.holder, holder):
+                return branch
+        return None
+
+    def _next_step(self, decider: Decider, x: torch.Tensor, owner: Hashable) -> None:
+        handover = self._step >= 0 and owner != self._owner
+        self._step += 1
+        self._visited.clear()
+        self._owner, self._step_over = owner, False
+        if handover:  # the new transformer has nothing to reuse: its trajectory begins with an evaluation
+            decider.handover()
+        for branch in self._branches:  # guidance switched off, or left to another transformer: free it
+            if branch.last_step < self._step - 1:
+                branch.drop()
+        self._decision = self._agree(decider, narrow(x, self.own)) or handover
+        if self._decision:
+            self._scheduled.append(self._step)
 
     def _lacking(self, branch: _Branch, count: int) -> bool:
         """Whether the branch was absent at one of the `count` computed steps that the reuse is defined on."""
@@ -219,14 +259,25 @@ class StepCache:
         return branch.nodes[:count] != wanted
 
     def keep(self, call: Call, x: torch.Tensor, output: torch.Tensor) -> None:
-        """Keep what an evaluation gave. `x` and `output` are equally shaped: latents, or tokens before and after."""
+        """Keep what an evaluation gave: latents in and out, or tokens before and after the block stack.
+
+        Raises:
+            ValueError: the policy reuses output minus input, and the two are not alike.
+        """
         branch, decider = self._state(call)
-        feature = None
+        feature, x = None, narrow(x, output.shape)
+        if self._relative(decider) and x.shape != output.shape:
+            raise ValueError(
+                f"{self.policy} reuses the difference of output and input, but this model maps {tuple(x.shape)} to "
+                f"{tuple(output.shape)}; use a policy that reuses the output itself, such as lemica."
+            )
         if decider.history and not call.last:
             feature = _float(output) - _float(x) if self._relative(decider) else output.detach()
             if self.cache_device is not None:
                 feature = feature.to(self.cache_device, non_blocking=True)
-        decider.observe(call, x, output, feature)
+        self.own = self.own or (output.shape if self.boundary == "output" else None)
+        own = self.own if self.boundary == "output" else None
+        decider.observe(call, narrow(x, own), narrow(output, own), None if feature is None else narrow(feature, own))
         branch.dtype = output.dtype
         branch.computed.append(call.step)
         branch.features[:] = [] if feature is None else [feature, *branch.features[: decider.history - 1]]
@@ -242,7 +293,7 @@ class StepCache:
         for weight, feature in zip(weights[1:], features[1:], strict=True):
             output = torch.add(output, feature, alpha=weight)
         if self._relative(decider):
-            output = x + output
+            output = narrow(x, output.shape) + output
         branch.reused.append(call.step)
         if call.last:
             branch.drop()
@@ -258,7 +309,7 @@ class StepCache:
         return _summarise(self)
 
     def _weigh(self, decider: Decider) -> None:
-        held = [t for b in self._branches.values() for t in b.features] + decider.tensors()
+        held = [t for b in self._branches for t in b.features] + decider.tensors()
         storages = [t.untyped_storage() for t in held]  # a tensor held under two names weighs once
         distinct = {s.data_ptr(): s.nbytes() for s in storages}
         self._peak_bytes = max(self._peak_bytes, sum(distinct.values()))
@@ -267,7 +318,7 @@ class StepCache:
         return self.boundary == "blocks" or decider.relative
 
     def _state(self, call: Call) -> tuple[_Branch, Decider]:
-        for branch in self._branches.values():
+        for branch in self._branches:
             if branch.name == call.branch and self._decider is not None:
                 return branch, self._decider
         raise RuntimeError("this call belongs to a trajectory that has ended.")
@@ -285,6 +336,24 @@ class StepCache:
             return key
         taken = len(self._branches)
         return ("cond", "uncond")[taken] if taken < 2 else f"branch{taken + 1}"
+
+
+def narrow(x: torch.Tensor, shape: torch.Size | None) -> torch.Tensor:
+    """The first entries of `x` along every dimension in which `shape` is smaller, the batch (first) dimension excepted.
+
+    Pipelines append conditions to the latent, as channels (image to video) or as tokens (editing).
+    """
+    if shape is None or x.ndim != len(shape) or any(a < b for a, b in zip(x.shape[1:], shape[1:], strict=True)):
+        return x
+    for dim in range(1, x.ndim):
+        if x.shape[dim] != shape[dim]:
+            x = x.narrow(dim, 0, shape[dim])
+    return x
+
+
+def _equal(a: Any, b: Any) -> bool:
+    tensors = isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor)
+    return tensors and a.shape == b.shape and a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
 
 
 def _float(x: torch.Tensor) -> torch.Tensor:
@@ -371,7 +440,7 @@ class RunSummary:
 
 
 def _summarise(cache: StepCache) -> RunSummary:
-    branches = tuple(BranchSummary(b.name, tuple(b.computed), tuple(b.reused)) for b in cache._branches.values())
+    branches = tuple(BranchSummary(b.name, tuple(b.computed), tuple(b.reused)) for b in cache._branches)
     spans = cache._spans
     loop = _seconds(spans[0][2], spans[-1][3]) if spans else 0.0
     per_step: dict[bool, dict[int, float]] = {True: {}, False: {}}
@@ -382,10 +451,12 @@ def _summarise(cache: StepCache) -> RunSummary:
         kind: sum(times) / len(times) if (times := [s for k, s in steps.items() if k not in mixed and k > 0]) else None
         for kind, steps in per_step.items()
     }
-    warnings = []
+    warnings = list(cache.run.remarks) if cache.run else []
     num_steps = cache.run.num_steps if cache.run else 0
     if spans and cache._expects_reuse and not any(b.reused for b in branches):
         warnings.append("no step was reused: the settings never allowed it")
+    if cache.run and not spans:
+        warnings.append("the transformer was not called once since the run began")
     if 0 < num_steps < FEW_STEPS and cache._expects_reuse:
         warnings.append(f"only {num_steps} steps: neighbouring steps differ too much for reuse to make sense")
     if cache._forced:

@@ -1,4 +1,4 @@
-"""The `stepcache` command: generate, demo, compare."""
+"""The `stepcache` command: generate, demo, presets, compare."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """All subcommands with their flags."""
-    from stepcache import demo, generate
+    from stepcache import demo, generate, presets
 
     parser = argparse.ArgumentParser(
         prog="stepcache", description="Diffusion transformers 2-4x faster without training."
@@ -40,6 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     generate.add_arguments(commands.add_parser("generate", help="make a clip, uncached or with any policy"))
     demo.add_arguments(commands.add_parser("demo", help="the embedded model: uncached and three methods side by side"))
+    presets.add_arguments(commands.add_parser("presets", help="list the published figures that are built in"))
     commands.add_parser("compare", help="PSNR, SSIM and LPIPS of two clips or two folders of clips", add_help=False)
     return parser
 

@@ -16,12 +16,25 @@ import torch
 
 from stepcache import __version__
 from stepcache.cache import Policy, RunSummary
-from stepcache.hosts.diffusers import PIPELINES, accelerate, model_name
+from stepcache.hosts.diffusers import accelerate, model_name
 from stepcache.plan import Boundary, Plan, Trajectory, read_text, write_atomically
-from stepcache.policies import EasyCache, Fixed, LeMiCa, MagCache, MagCacheCalibration, Off, Ratios
+from stepcache.policies import (
+    EasyCache,
+    Fixed,
+    LeMiCa,
+    MagCache,
+    MagCacheCalibration,
+    Off,
+    Ratios,
+    TaylorSeer,
+    TeaCache,
+    Uniform,
+)
 from stepcache.video import write_clip
 
 RECORD_SCHEMA, RECORD_VERSION = "stepcache.generation", 1
+PIPELINES = ("WanPipeline", "WanImageToVideoPipeline")
+"""What this command knows the inputs of; the library takes any pipeline."""
 DEFAULTS_FILE = "generation_defaults.json"
 """A model folder may hold this JSON object: height, width, num_frames, fps, guidance."""
 
@@ -71,13 +84,18 @@ def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags that choose and set a policy: as in the drop-ins."""
     group = parser.add_argument_group("policy")
     add = group.add_argument
-    add("--policy", choices=("none", "lemica", "easycache", "magcache"), default=None, help="default: none, or --plan")
+    add(
+        "--policy",
+        choices=("none", "lemica", "easycache", "magcache", "teacache", "taylorseer", "uniform"),
+        default=None,
+        help="default: none, or --plan",
+    )
     add("--plan", metavar="FILE", help="a plan file to follow")
     add("--boundary", choices=("output", "blocks"), help="what is reused (default: the plan's, else output)")
     add("--table", metavar="MODEL", help="use the figures published for this model, e.g. wan2.1-t2v-1.3B")
     add("--resample", action="store_true", help="allow other budgets and step counts than the plan or the table is for")
     add("--cache_device", help="where cached tensors live between steps, e.g. cpu")
-    add("--lemica_budget", type=int, default=25, help="computed steps (25)")
+    add("--lemica_budget", type=int, default=25, help="LeMiCa: computed steps (25)")
     add("--thresh", type=float, default=0.05, help="EasyCache: accumulated change that ends reuse (0.05)")
     add("--ret_steps", type=int, default=10, help="EasyCache: steps computed at the start (10)")
     add("--magcache_thresh", type=float, help="MagCache: accumulated drift that ends reuse (recommended, else 0.12)")
@@ -85,6 +103,12 @@ def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
     add("--retention_ratio", type=float, help="MagCache: share computed at the start (recommended, else 0.2)")
     add("--magcache_ratios", metavar="FILE", help="MagCache: ratios file to use, or to write when calibrating")
     add("--magcache_interp", choices=("product", "nearest"), help="MagCache: bring ratios to another step count")
+    add("--teacache_thresh", type=float, default=0.2, help="TeaCache: accumulated change that ends reuse (0.2)")
+    add("--use_ret_steps", action="store_true", help="TeaCache: its second mode, first five steps computed")
+    add("--interval", type=int, help="TaylorSeer, uniform: every so many steps are computed (TaylorSeer: 5)")
+    add("--order", type=int, default=1, choices=(0, 1, 2), help="TaylorSeer: highest difference used (1)")
+    add("--first_enhance", type=int, default=1, help="TaylorSeer: steps computed at the start (1)")
+    add("--budget", type=int, help="uniform: computed steps, instead of --interval")
     add("--magcache_calibration", action="store_true", help="MagCache: compute every step, write --magcache_ratios")
 
 
@@ -112,6 +136,12 @@ def policy_from(args: argparse.Namespace) -> Policy:
         ratios = Ratios.load(args.magcache_ratios) if args.magcache_ratios else None
         settings = (args.magcache_thresh, args.magcache_K, args.retention_ratio, args.table)
         return MagCache(*settings, ratios, args.magcache_interp, boundary)
+    if args.policy == "teacache":
+        return TeaCache(args.teacache_thresh, args.use_ret_steps, args.table, boundary)
+    if args.policy == "taylorseer":
+        return TaylorSeer(5 if args.interval is None else args.interval, args.order, args.first_enhance, boundary)
+    if args.policy == "uniform":
+        return Uniform(args.budget, args.interval, boundary)
     return Off()
 
 
@@ -164,7 +194,7 @@ def check_policy(policy: Policy, pipe: Any, request: Request) -> None:
     """Let a policy that does not fit the run say so before anything is computed (ValueError)."""
     if not isinstance(policy, MagCacheCalibration):
         shift = pipe.scheduler.config.get("flow_shift")
-        model = model_name(pipe.transformer)
+        model = model_name(pipe)
         policy.begin(Trajectory(request.steps, model, shift, request.guidance, boundary=policy.boundary))
 
 
@@ -224,7 +254,7 @@ def record(model: str, pipe: Any, request: Request, args: argparse.Namespace, su
         "schema": RECORD_SCHEMA,
         "version": RECORD_VERSION,
         "model": model,
-        "transformer": model_name(pipe.transformer),
+        "transformer": model_name(pipe),
         "scheduler": {"class": type(pipe.scheduler).__name__, "shift": pipe.scheduler.config.get("flow_shift")},
         "request": asdict(request),
         "flags": flags,

@@ -10,12 +10,15 @@ import itertools
 import json
 import os
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 Boundary = Literal["output", "blocks"]
 BOUNDARIES = ("output", "blocks")
+Modulation = Callable[[float], tuple[Any, Any]]
+"""timestep -> (time embedding e, its projection e0), the tensors that modulate the blocks: what TeaCache measures."""
 SCHEMA, SCHEMA_VERSION = "stepcache.plan", 1
 
 
@@ -26,6 +29,9 @@ class Trajectory:
     `num_steps` is the number of evaluations of the loop, `model` the host's name for the transformer (a published
     name when its configuration is recognised, else its structure), `timesteps` the scheduler's, if known. `None`
     means: not known to the host, so not checked.
+
+    `handover` is the first step of a second transformer that shares the run (Wan2.2's low-noise expert), `modulation`
+    gives what the model makes of a timestep, `remarks` are the host's reasons to doubt that reuse will do well here.
     """
 
     num_steps: int
@@ -34,6 +40,9 @@ class Trajectory:
     guidance: float | None = None
     timesteps: tuple[float, ...] | None = None
     boundary: Boundary | None = None
+    handover: int | None = None
+    modulation: Modulation | None = None
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

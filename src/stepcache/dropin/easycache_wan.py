@@ -8,7 +8,8 @@ from __future__ import annotations
 import argparse
 
 from stepcache.cache import Policy
-from stepcache.dropin.wan21 import add_boundary, launch
+from stepcache.dropin.common import add_boundary
+from stepcache.dropin.wan21 import launch
 from stepcache.policies.easycache import EasyCache
 
 

@@ -12,7 +12,8 @@ import argparse
 from dataclasses import replace
 
 from stepcache.cache import Policy
-from stepcache.dropin.wan21 import KIN, add_boundary, launch, say
+from stepcache.dropin.common import add_boundary, say
+from stepcache.dropin.wan21 import KIN, launch
 from stepcache.policies.lemica import LeMiCa
 from stepcache.published.lemica import SCHEDULES
 

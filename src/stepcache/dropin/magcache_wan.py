@@ -12,7 +12,8 @@ import argparse
 import os
 
 from stepcache.cache import Policy
-from stepcache.dropin.wan21 import KIN, add_boundary, fail, launch, say
+from stepcache.dropin.common import add_boundary, fail, say
+from stepcache.dropin.wan21 import KIN, launch
 from stepcache.policies.magcache import MagCache, MagCacheCalibration, Ratios
 from stepcache.published.magcache import RATIOS
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import sys
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from stepcache.cache import Policy
+from stepcache.dropin.common import fail, leads
 from stepcache.hosts.wan21 import installed
 
 KIN = {
@@ -50,23 +50,11 @@ def launch(flags: argparse.ArgumentParser, choose: Choose) -> None:
         return
     if args.save_file is None:
         args.save_file = default_file(args, upstream.EXAMPLE_PROMPT, tag)
-    leader = int(os.getenv("RANK", "0")) == 0
     with installed(wan, policy, f"wan2.1-{args.task}") as caches:
         upstream.generate(args)
-    if leader:
+    if leads():
         for cache in caches:
             print(cache.summary())
-
-
-def add_boundary(group: argparse._ArgumentGroup) -> None:
-    """The flag all drop-ins have: where reuse is applied."""
-    group.add_argument(
-        "--boundary",
-        choices=("output", "blocks"),
-        default="output",
-        help="reuse the transformer's output (default), or the block stack's residual, as LeMiCa's and MagCache's "
-        "published code does",
-    )
 
 
 def _upstream() -> tuple[Any, Any]:
@@ -79,18 +67,6 @@ def _upstream() -> tuple[Any, Any]:
         name = Path(sys.argv[0]).name
         fail(f"Wan2.1 was not found beside this script; copy {name} into the root of a clone of Wan-Video/Wan2.1, "
              f"where generate.py lies, and run it there: python {name} --task ...")  # fmt: skip
-
-
-def fail(message: str) -> NoReturn:
-    """One clear sentence, exit code 2."""
-    print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
-    raise SystemExit(2)
-
-
-def say(message: str) -> None:
-    """Tell the user, once, on the first rank."""
-    if int(os.getenv("RANK", "0")) == 0:
-        print(f"note: {message}", file=sys.stderr)
 
 
 def default_file(args: argparse.Namespace, examples: dict[str, Any], tag: str) -> str:

@@ -1,46 +1,99 @@
-"""stepcache in diffusers pipelines: WanPipeline and WanImageToVideoPipeline, at both boundaries.
+"""stepcache in diffusers: any pipeline with a transformer, without code of its own.
 
     with stepcache.accelerate(pipe, LeMiCa(budget=25)) as run:
         video = pipe(prompt).frames[0]
     print(run.summary())
 
-The transformer's `forward` and `cache_context` are replaced on the instance. A new trajectory is recognised by the
-scheduler's timesteps: every pipeline makes new ones (`set_timesteps`) before its loop, also after an interruption.
+What all pipelines have in common is enough: new scheduler timesteps begin a trajectory, `scheduler.step` ends a step,
+the latent is the first argument of the transformer, and a branch has a name (`cache_context`) or a prompt of its own.
+The `blocks` boundary needs to know the block lists of a transformer: one row of `BLOCKS`.
 """
 
 from __future__ import annotations
 
+import inspect
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.utils import _pytree as pytree
 
-from stepcache.cache import Call, Policy, RunSummary, StepCache
-from stepcache.hosts.patching import BlockStack, Patches
-from stepcache.plan import Boundary, Plan, Trajectory
-from stepcache.policies import as_policy
+from stepcache.cache import Policy, RunSummary, StepCache
+from stepcache.hosts.patching import BlockStack, Entrance, Method, Patches
+from stepcache.plan import Boundary, Modulation, Plan, Trajectory
+from stepcache.policies.fixed import as_policy
 
-PIPELINES = ("WanPipeline", "WanImageToVideoPipeline")
-BLOCKS = {"WanTransformer3DModel": "blocks"}
-"""Transformer class -> the list of blocks that the `blocks` boundary cuts around."""
+CONDITIONS = ("encoder_hidden_states", "cap_feats", "prompt_embeds", "class_labels", "input_ids")
+"""Names of the transformers' text inputs; the first that is given tells branches apart where pipelines name none."""
 
-PUBLISHED = {  # (class, layers, heads, width of a head, input channels) of the released checkpoints
-    ("WanTransformer3DModel", 30, 12, 128, 16): "wan2.1-t2v-1.3B",
-    ("WanTransformer3DModel", 40, 40, 128, 16): "wan2.1-t2v-14B",
-    ("WanTransformer3DModel", 40, 40, 128, 36): "wan2.1-i2v-14B",
+
+@dataclass(frozen=True)
+class Blocks:
+    """A transformer's block lists in the order in which they run, and the streams a block takes and returns."""
+
+    lists: tuple[str, ...] = ("transformer_blocks",)
+    streams: tuple[str, ...] = ("hidden_states",)
+
+
+_TWO = ("transformer_blocks", "single_transformer_blocks")
+_TEXT_FIRST = ("encoder_hidden_states", "hidden_states")
+_TEXT_LAST = ("hidden_states", "encoder_hidden_states")
+
+BLOCKS = {
+    "CogVideoXTransformer3DModel": Blocks(streams=_TEXT_LAST),
+    "CogView4Transformer2DModel": Blocks(streams=_TEXT_LAST),
+    "FluxTransformer2DModel": Blocks(_TWO, _TEXT_FIRST),
+    "HunyuanVideo15Transformer3DModel": Blocks(streams=_TEXT_LAST),
+    "HunyuanVideoTransformer3DModel": Blocks(_TWO, _TEXT_LAST),
+    "LTXVideoTransformer3DModel": Blocks(),
+    "MochiTransformer3DModel": Blocks(streams=_TEXT_LAST),
+    "QwenImageTransformer2DModel": Blocks(streams=_TEXT_FIRST),
+    "SD3Transformer2DModel": Blocks(streams=_TEXT_FIRST),
+    "WanTransformer3DModel": Blocks(("blocks",)),
 }
+
+RELEASED = {  # (transformer, layers, single layers, heads, input channels, transformers): published names
+    ("WanTransformer3DModel", 30, 0, 12, 16, 1): ("wan2.1-t2v-1.3B",),
+    ("WanTransformer3DModel", 40, 0, 40, 16, 1): ("wan2.1-t2v-14B",),
+    ("WanTransformer3DModel", 40, 0, 40, 36, 1): ("wan2.1-i2v-14B",),
+    ("WanTransformer3DModel", 40, 0, 40, 16, 2): ("wan2.2-t2v-A14B",),
+    ("WanTransformer3DModel", 40, 0, 40, 36, 2): ("wan2.2-i2v-A14B",),
+    ("WanTransformer3DModel", 30, 0, 24, 48, 1): ("wan2.2-ti2v-5B-t2v", "wan2.2-ti2v-5B-i2v"),
+    ("HunyuanVideo15Transformer3DModel", 54, 0, 16, 65, 1): ("hunyuanvideo-1.5",),
+    ("QwenImageTransformer2DModel", 60, 0, 24, 64, 1): ("qwen-image", "qwen-image-2512", "qwen-image-edit"),
+    ("FluxTransformer2DModel", 19, 38, 24, 64, 1): ("flux.1-dev", "flux.1-kontext"),
+    ("Flux2Transformer2DModel", 8, 48, 48, 128, 1): ("flux.2-dev",),
+}
+"""Structures of released checkpoints. One that several share is none of them for certain: the user must say which."""
+PIPELINES = {
+    "wan2.1-t2v-1.3B": "WanPipeline",
+    "wan2.1-t2v-14B": "WanPipeline",
+    "wan2.1-i2v-14B": "WanImageToVideoPipeline",
+    "wan2.2-t2v-A14B": "WanPipeline",
+    "wan2.2-i2v-A14B": "WanImageToVideoPipeline",
+    "wan2.2-ti2v-5B-t2v": "WanPipeline",
+    "wan2.2-ti2v-5B-i2v": "WanImageToVideoPipeline",
+    "qwen-image": "QwenImagePipeline",
+    "qwen-image-2512": "QwenImagePipeline",
+    "qwen-image-edit": "QwenImageEditPipeline",
+    "flux.1-dev": "FluxPipeline",
+    "flux.1-kontext": "FluxKontextPipeline",
+    "flux.2-dev": "Flux2Pipeline",
+}
+"""The pipeline a name belongs to, where pipelines of other tasks load transformers of the same structure."""
 
 
 class Run:
     """An accelerated pipeline: what `enable` returns and `accelerate` yields."""
 
-    def __init__(self, cache: StepCache, patches: Patches, transformer: torch.nn.Module) -> None:
+    def __init__(self, cache: StepCache, patches: Patches, transformers: list[torch.nn.Module]) -> None:
         self.cache, self._patches = cache, patches
-        self._transformer = weakref.ref(transformer)
-        _ENTERED.add(transformer)
+        self._transformers = weakref.WeakSet(transformers)
+        _ENTERED.update(transformers)
 
     def summary(self) -> RunSummary:
         """What the last generation (or the one under way) did: fields, and text when printed."""
@@ -50,8 +103,7 @@ class Run:
         """Restore the pipeline and free the cache; the summary stays."""
         self._patches.restore()
         self.cache.end()
-        if (transformer := self._transformer()) is not None:
-            _ENTERED.discard(transformer)
+        _ENTERED.difference_update(self._transformers)
 
 
 _RUNS: weakref.WeakKeyDictionary[Any, Run] = weakref.WeakKeyDictionary()
@@ -69,26 +121,29 @@ def enable(
 ) -> Run:
     """Put a cache into a pipeline until `disable`; all later calls of the pipeline use it.
 
+    Compile first: a transformer that is compiled after this would take the cache into its graph.
+
     Args:
-        pipe: a WanPipeline or WanImageToVideoPipeline.
+        pipe: any diffusers pipeline with a transformer.
         policy: a method with its settings, e.g. `LeMiCa(budget=25)`, or a `Plan`.
         boundary: "output" or "blocks"; default: the policy's.
         cache_device: where cached tensors live between steps, e.g. "cpu"; default: where they are made.
         group: process group of the ranks that work on one trajectory together (context parallelism).
 
     Raises:
-        ValueError: the pipeline is not supported, is enabled already, or has diffusers' own cache enabled.
+        ValueError: the pipeline has no transformer, is enabled already, or has diffusers' own cache enabled; or the
+            blocks of its transformer are not known.
     """
     policy = as_policy(policy)
-    transformer = _transformer(pipe)
+    transformers = _transformers(pipe)
     cache = StepCache(policy, boundary=boundary, cache_device=cache_device, group=group)
     patches = Patches()
     try:
-        _Entrance(pipe, transformer, cache, patches)
+        _Host(pipe, transformers, cache, patches)
     except Exception:
         patches.restore()
         raise
-    run = _RUNS[pipe] = Run(cache, patches, transformer)
+    run = _RUNS[pipe] = Run(cache, patches, list(transformers.values()))
     return run
 
 
@@ -109,51 +164,79 @@ def accelerate(pipe: Any, policy: Policy | Plan, **options: Any) -> Iterator[Run
         disable(pipe)
 
 
-def model_name(transformer: torch.nn.Module) -> str:
-    """A published name when the configuration is that of a released checkpoint, else the structure in short."""
-    c: Any = transformer.config
-    cls = type(transformer).__name__
-    names = ("num_layers", "num_attention_heads", "attention_head_dim", "in_channels")
-    layers, heads, width, channels = (int(getattr(c, n, 0)) for n in names)
-    return PUBLISHED.get((cls, layers, heads, width, channels), f"{cls}-{layers}x{heads}x{width}-{channels}ch")
+def model_name(pipe: Any) -> str:
+    """A published name when structure and pipeline are those of one released checkpoint, else the structure in short.
+
+    Where several published models fit, the name is all of theirs, joined by " or ".
+    """
+    module = _first(pipe)
+    c, cls = module.config, type(module).__name__
+    names = ("num_layers", "num_single_layers", "num_attention_heads", "in_channels")
+    layers, singles, heads, channels = (_whole(getattr(c, n, None)) for n in names)
+    count = 1 if getattr(pipe, "transformer_2", None) is None else 2
+    known = RELEASED.get((cls, layers, singles, heads, channels, count), ())
+    fitting = [n for n in known if PIPELINES.get(n, type(pipe).__name__) == type(pipe).__name__]
+    if fitting:
+        return " or ".join(fitting)
+    blocks = f"{layers}+{singles}" if singles else str(layers)
+    experts = "" if count == 1 else f"-{count}experts"
+    return f"{cls}-{blocks}x{heads}x{_whole(getattr(c, 'attention_head_dim', None))}-{channels}ch{experts}"
 
 
-def _transformer(pipe: Any) -> torch.nn.Module:
-    if type(pipe).__name__ not in PIPELINES:
-        raise ValueError(f"{type(pipe).__name__} is not supported; expected one of {', '.join(PIPELINES)}.")
+def _whole(value: Any) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def _inside(module: Any) -> Any:
+    """The module that torch.compile wrapped, or the module itself."""
+    return getattr(module, "_orig_mod", module)
+
+
+def _transformers(pipe: Any) -> dict[str, torch.nn.Module]:
+    """Name -> module of the pipeline's transformers; ValueError if none can be used."""
+    components = getattr(pipe, "components", None)
+    if not isinstance(components, dict):
+        raise ValueError(f"{type(pipe).__name__} is not a diffusers pipeline; for other code use stepcache.attach.")
+    found = {n: m for n, m in components.items() if n.startswith("transformer") and isinstance(m, torch.nn.Module)}
+    if not found:
+        raise ValueError(
+            f"{type(pipe).__name__} has no transformer: looked for a component of that name, "
+            f"found {', '.join(sorted(n for n, m in components.items() if m is not None)) or 'none at all'}."
+        )
     if pipe in _RUNS:
         raise ValueError("a cache is enabled on this pipeline already; call stepcache.disable(pipe) first.")
-    if getattr(pipe, "transformer_2", None) is not None:
-        raise ValueError("this pipeline has two transformers (Wan2.2); only Wan2.1 pipelines are supported so far.")
-    transformer = pipe.transformer
-    if transformer in _ENTERED:
-        raise ValueError("another pipeline with the same transformer has a cache enabled; disable it there first.")
-    if getattr(transformer, "is_cache_enabled", False):
-        raise ValueError("diffusers' own cache is enabled on this transformer; call its disable_cache() first.")
-    return transformer
+    for module in found.values():
+        if module in _ENTERED:
+            raise ValueError("another pipeline with the same transformer has a cache enabled; disable it there first.")
+        if getattr(module, "is_cache_enabled", False):
+            raise ValueError("diffusers' own cache is enabled on this transformer; call its disable_cache() first.")
+    return found
 
 
-class _Entrance:
-    """The place where the transformer is entered: finds trajectory, step and branch, and acts on the decision."""
+class _Host:
+    """Finds trajectory, step and branch of every call of a pipeline's transformers."""
 
-    def __init__(self, pipe: Any, transformer: Any, cache: StepCache, patches: Patches) -> None:
-        self.pipe, self.cache = weakref.ref(pipe), cache
-        self.model = model_name(transformer)
-        self.channels = transformer.config.out_channels or transformer.config.in_channels
+    def __init__(self, pipe: Any, transformers: dict[str, torch.nn.Module], cache: StepCache, patches: Patches) -> None:
+        self.pipe, self.cache, self.patches = weakref.ref(pipe), cache, patches
+        self.transformers = weakref.WeakValueDictionary(transformers)
         self.context: str | None = None
         self.timesteps: Any = None
-        self.repack: Callable[[torch.Tensor], Any] = lambda sample: (sample,)
-        self.blocks = None
-        if cache.boundary == "blocks":
-            blocks = getattr(transformer, BLOCKS[type(transformer).__name__])
-            self.blocks = BlockStack(cache, list(blocks), patches)
-        patches.set(transformer, "forward", self._forward)
-        if hasattr(transformer, "cache_context"):
-            patches.set(transformer, "cache_context", self._cache_context)
+        self.scheduler: Any = None
+        for name, module in transformers.items():
+            if cache.boundary == "blocks" and (module is not _inside(module) or module._compiled_call_impl):
+                raise ValueError(
+                    "the transformer is compiled as a whole, so its blocks cannot be entered one by one; compile the "
+                    "blocks instead (compile_repeated_blocks), or use boundary output."
+                )
+            blocks = _block_stack(_inside(module), cache, patches) if cache.boundary == "blocks" else None
+            patches.enter(module, self._enter(name, _inside(module), Entrance(cache, blocks)))
+            if hasattr(module, "cache_context"):
+                patches.set(_inside(module), "cache_context", self._cache_context)
 
-    def _cache_context(self, original: Callable[..., Any]) -> Callable[..., Any]:
+    def _cache_context(self, original: Method) -> Method:
         @contextmanager
         def cache_context(name: str, *args: Any, **kwargs: Any) -> Iterator[None]:
+            self._check_entrance()
             outer, self.context = self.context, name
             try:
                 with original(name, *args, **kwargs):
@@ -163,50 +246,128 @@ class _Entrance:
 
         return cache_context
 
-    def _forward(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            self._announce()
-            x = args[0] if args else kwargs["hidden_states"]
-            latent = x[:, : self.channels]  # condition channels (image to video) say nothing about the trajectory
-            text = kwargs.get("encoder_hidden_states", args[2] if len(args) > 2 else None)
-            call = self.cache.enter(self.context or id(text), latent, holder=text)
-            if self.blocks is not None:
-                return self._through_blocks(call, original, args, kwargs)
-            if not call.compute:
-                sample = self.cache.predict(call, latent)
-                self.cache.leave(call, sample)
-                return self.repack(sample)
-            result = original(*args, **kwargs)
-            self.cache.keep(call, latent, result[0])
-            self.cache.leave(call, latent)
-            kind = type(result)
-            self.repack = (lambda s: (s,)) if kind is tuple else (lambda s: kind(sample=s))
-            return result
+    def _enter(self, name: str, module: Any, entrance: Entrance) -> Callable[[Method], Method]:
+        names = list(inspect.signature(type(module).forward).parameters)[1:]
 
-        return forward
+        def make(original: Method) -> Method:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                self._announce()
+                given = {**dict(zip(names, args, strict=False)), **kwargs}
+                key, holder = self._branch(given)
+                return entrance(original, args, kwargs, given[names[0]], key, holder, owner=name)
 
-    def _through_blocks(self, call: Call, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        if self.blocks is None:
-            raise RuntimeError("the blocks boundary was not installed.")
-        with self.blocks.during(call):
-            result = original(*args, **kwargs)
-        self.cache.leave(call, result[0])
-        return result
+            return call
+
+        return make
+
+    def _branch(self, given: dict[str, Any]) -> tuple[Hashable, Any]:
+        """The branch's name, or the identity of its prompt; one branch where there is neither."""
+        if self.context:
+            return self.context, None
+        for name in CONDITIONS:
+            tensors = [leaf for leaf in pytree.tree_leaves(given.get(name)) if isinstance(leaf, torch.Tensor)]
+            if tensors:
+                return id(tensors[0]), tensors[0]
+        return "all", None
 
     def _announce(self) -> None:
         """Begin a trajectory when the scheduler's timesteps are new objects."""
         pipe = self.pipe()
-        scheduler = pipe.scheduler if pipe is not None else None
+        scheduler = getattr(pipe, "scheduler", None)
         timesteps = getattr(scheduler, "timesteps", None)
-        if timesteps is None or timesteps is self.timesteps:
+        if pipe is None or timesteps is None or timesteps is self.timesteps:
             return
-        config = scheduler.config if scheduler is not None else {}
-        run = Trajectory(
-            num_steps=len(timesteps),
-            model=self.model,
-            shift=config.get("flow_shift", config.get("shift")),
-            guidance=getattr(pipe, "guidance_scale", None),
-            timesteps=tuple(float(t) for t in timesteps.tolist()),
-        )
-        self.cache.begin(run)
+        self._check_entrance()
+        if scheduler is not self.scheduler:
+            self.patches.set(scheduler, "step", self._scheduler_step)
+            self.scheduler = scheduler
+        self.cache.begin(_trajectory(pipe, scheduler, timesteps))
         self.timesteps = timesteps
+
+    def _check_entrance(self) -> None:
+        components = getattr(self.pipe(), "components", {})
+        if self.patches.overridden() or any(components.get(n) is not m for n, m in self.transformers.items()):
+            raise ValueError(
+                "the pipeline's transformer was compiled or replaced after the cache was enabled; enable it last."
+            )
+
+    def _scheduler_step(self, original: Method) -> Method:
+        def step(*args: Any, **kwargs: Any) -> Any:
+            self.cache.step_over()
+            sample = kwargs.get("sample", args[2] if len(args) > 2 else None)
+            if isinstance(sample, torch.Tensor):
+                self.cache.knows_own(sample.shape)
+            return original(*args, **kwargs)
+
+        return step
+
+
+def _block_stack(transformer: torch.nn.Module, cache: StepCache, patches: Patches) -> BlockStack:
+    row = BLOCKS.get(type(transformer).__name__)
+    if row is None:
+        raise ValueError(
+            f"the blocks of {type(transformer).__name__} are not known; use boundary output, which any transformer "
+            f"has, or one of {', '.join(BLOCKS)}."
+        )
+    blocks = [block for name in row.lists for block in getattr(transformer, name)]
+    return BlockStack(cache, blocks, patches, row.streams, tokens="hidden_states")
+
+
+def _trajectory(pipe: Any, scheduler: Any, timesteps: torch.Tensor) -> Trajectory:
+    """What the pipeline is about to do. With `strength` (image to image) it walks only the last of the timesteps."""
+    steps = getattr(pipe, "_num_timesteps", None) or len(timesteps) - (getattr(scheduler, "begin_index", None) or 0)
+    values = [float(t) for t in timesteps.tolist()][-steps:]
+    config = scheduler.config
+    shift = None if config.get("use_dynamic_shifting") else config.get("flow_shift", config.get("shift"))
+    guidance = getattr(pipe, "guidance_scale", None)
+    handover, ratio = None, getattr(pipe.config, "boundary_ratio", None)
+    if ratio is not None and getattr(pipe, "transformer_2", None) is not None:
+        handover = sum(t >= ratio * config["num_train_timesteps"] for t in values)
+    return Trajectory(
+        num_steps=steps,
+        model=model_name(pipe),
+        shift=shift,
+        guidance=float(guidance) if isinstance(guidance, int | float) else None,
+        timesteps=tuple(values),
+        handover=handover if handover and handover < steps else None,
+        modulation=_modulation(_first(pipe)),
+        remarks=_remarks(pipe, scheduler, steps),
+    )
+
+
+def _modulation(transformer: Any) -> Modulation | None:
+    """The time embedding and its projection, where the transformer has Wan's embedder; (1, D) and (1, 6 D)."""
+    embedder: Any = getattr(transformer, "condition_embedder", None)
+    if not all(hasattr(embedder, n) for n in ("timesteps_proj", "time_embedder", "act_fn", "time_proj")):
+        return None
+
+    @torch.no_grad()
+    def modulation(timestep: float) -> tuple[torch.Tensor, torch.Tensor]:
+        weight = next(embedder.time_embedder.parameters())
+        if weight.is_meta:
+            raise ValueError("the time embedder's weights are offloaded one by one; offload whole models instead.")
+        e = embedder.time_embedder(embedder.timesteps_proj(torch.tensor([timestep], device=weight.device)).to(weight))
+        return e, embedder.time_proj(embedder.act_fn(e))
+
+    return modulation
+
+
+def _first(pipe: Any) -> Any:
+    return _inside(next(m for n, m in pipe.components.items() if n.startswith("transformer") and m is not None))
+
+
+def _remarks(pipe: Any, scheduler: Any, steps: int) -> tuple[str, ...]:
+    """Reasons to doubt that neighbouring steps of this run are alike."""
+    remarks, config, name = [], scheduler.config, type(scheduler).__name__
+    if getattr(pipe.config, "is_distilled", False) or getattr(_first(pipe).config, "use_meanflow", False):
+        remarks.append(f"this model is distilled to few steps, each of which does the work of many; {steps} here")
+    noisy = ("Ancestral", "SDE", "LCM", "DDPM", "TCD")
+    if (
+        any(part in name for part in noisy)
+        or config.get("stochastic_sampling")
+        or str(config.get("algorithm_type", "")).startswith("sde")
+    ):
+        remarks.append(
+            f"{name} adds fresh noise at every step, so neighbouring steps are less alike than reuse assumes"
+        )
+    return tuple(remarks)

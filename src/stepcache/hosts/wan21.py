@@ -2,7 +2,7 @@
 
 Upstream's `generate.py` creates its pipeline object inside a function, as `wan.WanT2V(...)`. So these names are
 replaced, for as long as `installed` is active, by factories that put a cache into the one object they make. The
-transformer is then entered through its instance `forward`, which upstream may have set itself (sequence parallelism)
+transformer is then entered as an object, outside of the `forward` that upstream may have set (sequence parallelism)
 or wrapped (FSDP): both keep working, and a skipped call gathers no shards.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 import torch.distributed as dist
 
 from stepcache.cache import Policy, StepCache
-from stepcache.hosts.patching import BlockStack, Patches
+from stepcache.hosts.patching import BlockStack, Entrance, Patches
 from stepcache.plan import Trajectory
 
 FACTORIES = ("WanT2V", "WanI2V", "WanFLF2V", "WanVace")
@@ -75,26 +75,16 @@ def _generate(original: Callable[..., Any], pipe: Any, cache: StepCache, model: 
 def _install(model: Any, cache: StepCache, patches: Patches) -> None:
     """Enter `model(x, t=, context=, ...)`: x a list of one latent (C, F, H, W), the result likewise."""
     stack = BlockStack(cache, list(model.blocks), patches) if cache.boundary == "blocks" else None
+    entrance = Entrance(cache, stack)
 
     def enter(original: Callable[..., Any]) -> Callable[..., Any]:
-        def forward(x: list[Any], *args: Any, **kwargs: Any) -> list[Any]:
+        def call(x: list[Any], *args: Any, **kwargs: Any) -> list[Any]:
             context = kwargs["context"]
-            call = cache.enter(id(context), x[0], holder=context)
-            if stack is None:
-                if call.compute:
-                    result = original(x, *args, **kwargs)
-                    cache.keep(call, x[0], result[0])
-                else:
-                    result = [cache.predict(call, x[0])]
-            else:
-                with stack.during(call):
-                    result = original(x, *args, **kwargs)
-            cache.leave(call, result[0])
-            return result
+            return entrance(original, (x, *args), kwargs, x, id(context), context)
 
-        return forward
+        return call
 
-    patches.set(model, "forward", enter)
+    patches.enter(model, enter)
     inner = getattr(model, "_fsdp_wrapped_module", model)
     if stack is not None and hasattr(inner, "forward_vace"):  # VACE's own blocks feed only those that are skipped
 

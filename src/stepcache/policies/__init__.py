@@ -1,56 +1,29 @@
 """Methods, one paper one file. Each turns its settings into decisions for one run."""
 
-from __future__ import annotations
-
-from dataclasses import dataclass
-
-from stepcache.cache import Decider, FollowPlan, Policy
-from stepcache.plan import Boundary, Plan, Trajectory
 from stepcache.policies.easycache import EasyCache
+from stepcache.policies.fixed import Fixed, Off, as_policy
 from stepcache.policies.lemica import LeMiCa
 from stepcache.policies.magcache import MagCache, MagCacheCalibration, Ratios
+from stepcache.policies.taylorseer import TaylorSeer
+from stepcache.policies.teacache import TeaCache
+from stepcache.policies.uniform import Uniform
+from stepcache.published import magcache, magcache_more
 
-__all__ = ["EasyCache", "Fixed", "LeMiCa", "MagCache", "MagCacheCalibration", "Off", "Ratios", "as_policy"]
+magcache.RATIOS.update(magcache_more.RATIOS)
+magcache.RECOMMENDED.update(magcache_more.RECOMMENDED)
+magcache.SOURCES.update(magcache_more.SOURCES)
+magcache.WHOLE_FIRST_EXPERT.update(magcache_more.WHOLE_FIRST_EXPERT)
 
-
-@dataclass(frozen=True)
-class Fixed:
-    """A plan that was made beforehand. `resample` lets it run where it was not made for, with a warning."""
-
-    decided: Plan
-    resample: bool = False
-
-    @property
-    def boundary(self) -> Boundary:
-        """The plan's, else `output`."""
-        return self.decided.boundary or "output"
-
-    def begin(self, run: Trajectory) -> Decider:
-        """Check the plan against the run."""
-        return FollowPlan(self.decided.fitted_to(run, resample=self.resample))
-
-    def __str__(self) -> str:
-        return f"plan ({self.decided.method})"
-
-
-@dataclass(frozen=True)
-class Off:
-    """Every step computed: the uncached run, measured with the same instruments."""
-
-    boundary: Boundary = "output"
-
-    def begin(self, run: Trajectory) -> Decider:
-        """Compute everything."""
-        return FollowPlan(Plan(run.num_steps, tuple(range(run.num_steps)), method="none"))
-
-    def __str__(self) -> str:
-        return "uncached"
-
-
-def as_policy(policy: Policy | Plan) -> Policy:
-    """A plan as the policy that follows it; a policy as itself."""
-    if isinstance(policy, Plan):
-        return Fixed(policy)
-    if not hasattr(policy, "begin"):
-        raise TypeError(f"{policy!r} is not a policy; expected for example LeMiCa(budget=25) or a Plan.")
-    return policy
+__all__ = [
+    "EasyCache",
+    "Fixed",
+    "LeMiCa",
+    "MagCache",
+    "MagCacheCalibration",
+    "Off",
+    "Ratios",
+    "TaylorSeer",
+    "TeaCache",
+    "Uniform",
+    "as_policy",
+]

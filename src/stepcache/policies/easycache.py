@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from stepcache.cache import Call, Decider
+from stepcache.cache import Call, Decider, narrow
 from stepcache.plan import Boundary, Trajectory
 
 
@@ -83,6 +83,7 @@ class _EasyCacheRun(Decider):
         if not call.leader or kept is None or self.x is None:
             return
         self.error = 0.0
+        self.x = narrow(self.x, x.shape)  # which part of the input is the latent's own shows in the first output
         self.size_a = output.detach().float().abs().mean()
         tokens = x.shape != self.x.shape  # the blocks boundary: x is not the latent
         before = self.y_a if tokens else self._output_a(x.device)
@@ -95,6 +96,10 @@ class _EasyCacheRun(Decider):
         if self.x_a is None or self.c_a is None or self.c_a.shape != self.x_a.shape:
             return None
         return self.x_a.float() + self.c_a.to(device)
+
+    def handover(self) -> None:
+        """The rate k and the output's size are another model's: measure anew."""
+        self.x_a = self.c_a = self.y_a = self.k = None
 
     def tensors(self) -> list[torch.Tensor]:
         """The last latent, and what is known of the last computed step."""

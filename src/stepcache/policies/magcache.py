@@ -17,7 +17,7 @@ import torch
 
 from stepcache.cache import Call, Decider, FollowPlan
 from stepcache.plan import Boundary, Plan, Trajectory, parse_document, read_text, write_atomically
-from stepcache.published.magcache import RATIOS, RECOMMENDED, SOURCE
+from stepcache.published.magcache import RATIOS, RECOMMENDED, SOURCES, WHOLE_FIRST_EXPERT
 
 Interpolation = Literal["product", "nearest"]
 RATIOS_SCHEMA, RATIOS_VERSION = "stepcache.magcache_ratios", 1
@@ -97,22 +97,32 @@ def _take_nearest(ratios: tuple[float, ...], num_steps: int) -> tuple[float, ...
     return tuple(ratios[round(k * scale)] for k in range(num_steps))
 
 
-def skip_schedule(ratios: Ratios, thresh: float, max_skips: int, retention: float) -> tuple[int, ...]:
+def skip_schedule(
+    ratios: Ratios,
+    thresh: float,
+    max_skips: int,
+    retention: float,
+    handover: int | None = None,
+    whole_first: bool = False,
+) -> tuple[int, ...]:
     """Computed steps by the paper's recursion (Algorithm 1), branch after branch as the original script counts calls.
 
     Branch b of step s is call i = s * branches + b. The first int(calls * retention) calls are computed. After that,
     since the last computed step, rho *= gamma, n += 1, E += |1 - rho|; the branch may be skipped while E < thresh
     and n <= max_skips. A step is skipped if all its branches may be (with published ratios they agree), and computed
-    if it is the first or the last.
+    if it is the first or the last. Where a second transformer takes over (`handover`), its calls have a retention
+    window of their own, as in the authors' script for Wan2.2; `whole_first`: and all of the first one's are computed.
     """
     branches = list(ratios.branches.values())
-    retained = int(len(branches) * ratios.num_steps * retention)
+    calls, split = len(branches) * ratios.num_steps, len(branches) * (handover or ratios.num_steps)
+    first, second = split if whole_first else int(split * retention), (calls - split) * retention + split
     rho, count, error = [1.0] * len(branches), [0] * len(branches), [0.0] * len(branches)
     computed = []
     for step in range(ratios.num_steps):
         skip = 0 < step < ratios.num_steps - 1
         for b, values in enumerate(branches):
-            if step * len(branches) + b < retained:
+            call = step * len(branches) + b
+            if call < first or split <= call <= second:
                 skip = False
                 continue
             rho[b] *= values[step]
@@ -158,8 +168,8 @@ class MagCache:
         if self.interp not in (None, "product", "nearest"):
             raise ValueError(f"interp is {self.interp!r}; expected product or nearest.")
 
-    def plan(self, model: str | None = None, num_steps: int | None = None) -> Plan:
-        """Compile to a plan.
+    def plan(self, model: str | None = None, num_steps: int | None = None, handover: int | None = None) -> Plan:
+        """Compile to a plan; `handover`: first step of a second transformer (Wan2.2).
 
         Raises:
             ValueError: no ratios for the model, or calibrated ones of another step count without `interp`.
@@ -178,7 +188,7 @@ class MagCache:
             notes = (f"ratios of {ratios.num_steps} steps brought to {steps} ({interp})",)
             ratios = ratios.at(steps, interp)
         thresh, max_skips, retention = self.settings(name)
-        computed = skip_schedule(ratios, thresh, max_skips, retention)
+        computed = skip_schedule(ratios, thresh, max_skips, retention, handover, name in WHOLE_FIRST_EXPERT)
         return Plan(steps, computed, "magcache", name, boundary=self.boundary, source=ratios.source, notes=notes)
 
     def settings(self, model: str | None) -> tuple[float, int, float]:
@@ -198,8 +208,8 @@ class MagCache:
                 f"MagCache has no published ratios for {name or 'this model'}; name one (model=..., --table) of "
                 f"{', '.join(RATIOS)}, or calibrate and pass the ratios file."
             )
-        cond, uncond = RATIOS[name]
-        return Ratios(len(cond), {"cond": cond, "uncond": uncond}, name, source=SOURCE)
+        branches = dict(zip(("cond", "uncond"), RATIOS[name], strict=False))
+        return Ratios(len(branches["cond"]), branches, name, source=SOURCES[name])
 
     def begin(self, run: Trajectory) -> Decider:
         """Compile for the run."""
@@ -209,7 +219,7 @@ class MagCache:
                 f"the ratios were calibrated on {measured} and the run is {run.model}; "
                 "calibrate this model, or name model=... to use them all the same."
             )
-        plan = self.plan(self.model or measured or run.model, run.num_steps)
+        plan = self.plan(self.model or measured or run.model, run.num_steps, run.handover)
         return FollowPlan(replace(plan, boundary=run.boundary))
 
     def __str__(self) -> str:

@@ -7,9 +7,9 @@ MagCache4Wan2.1/magcache_generate.py, commit df81cb1. One prompt, 50 (T2V, VACE)
 
 SOURCE = "Zehong-Ma/MagCache df81cb1, MagCache4Wan2.1/magcache_generate.py"
 
-# model -> ratios of the cond and of the uncond branch, one a step.
+# model -> ratios of the cond and of the uncond branch (of the only one, where guidance is none), one a step.
 # fmt: off
-RATIOS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+RATIOS: dict[str, tuple[tuple[float, ...], ...]] = {
     "wan2.1-t2v-14B": (
         (1.0, 1.02504, 1.00025, 0.9985, 0.99779, 0.9966, 0.99482, 0.99467, 0.99664, 0.99434, 0.99533, 0.99468,
          0.99438, 0.99516, 0.99384, 0.99404, 0.99517, 0.99409, 0.99428, 0.99347, 0.99418, 0.99271, 0.99313, 0.99215,
@@ -78,3 +78,8 @@ RECOMMENDED: dict[str, tuple[float, int, float]] = {
     "wan2.1-i2v-14B-720p": (0.24, 6, 0.2),
     "wan2.1-vace-1.3B": (0.02, 3, 0.2),
 }
+
+WHOLE_FIRST_EXPERT: set[str] = set()
+"""Models with two transformers of which the authors never skip a step of the first."""
+
+SOURCES: dict[str, str] = dict.fromkeys(RATIOS, SOURCE)

@@ -1,0 +1,37 @@
+"""What all drop-ins share."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+
+def add_boundary(group: argparse._ArgumentGroup) -> None:
+    """The flag all drop-ins have: where reuse is applied."""
+    group.add_argument(
+        "--boundary",
+        choices=("output", "blocks"),
+        default="output",
+        help="reuse the transformer's output (default), or the block stack's residual, as LeMiCa's and MagCache's "
+        "published code does",
+    )
+
+
+def fail(message: str) -> NoReturn:
+    """One clear sentence, exit code 2."""
+    print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def leads() -> bool:
+    """Whether this process is the first rank, the one that speaks."""
+    return int(os.getenv("RANK", "0")) == 0
+
+
+def say(message: str) -> None:
+    """Tell the user, once, on the first rank."""
+    if leads():
+        print(f"note: {message}", file=sys.stderr)

@@ -1,0 +1,75 @@
+"""stepcache in the HunyuanVideo-1.5 repository (Tencent-Hunyuan/HunyuanVideo-1.5): T2V and I2V, one process or several.
+
+Upstream has a place for caches: before its loop the pipeline calls `cache_helper.clear_states()`, and at every step it
+sets `cache_helper.cur_timestep`. `install` puts a helper there and enters the transformer of that one pipeline; the
+super-resolution stage, whose transformer is of the same class, is a pipeline of its own and stays as it is.
+Guidance is one batched call ([uncond, cond]), so there is one branch.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+from stepcache.cache import Policy, StepCache
+from stepcache.hosts.patching import BlockStack, Entrance, Method, Patches
+from stepcache.plan import Trajectory
+
+MODEL = "hunyuanvideo-1.5"
+
+
+class CacheHelper:
+    """What upstream's loop expects of a cache, turned into trajectories and steps of a StepCache."""
+
+    def __init__(self, pipe: Any, cache: StepCache, patches: Patches) -> None:
+        self.cache, self._pipe, self._patches, self._step = cache, weakref.ref(pipe), patches, 0
+
+    def clear_states(self) -> None:
+        """A new video: upstream has set its timesteps just before."""
+        pipe = self._pipe()
+        if pipe is None:
+            return
+        scheduler = pipe.scheduler
+        self.cache.begin(
+            Trajectory(
+                num_steps=len(scheduler.timesteps),
+                model=MODEL,
+                shift=scheduler.config.get("shift"),
+                guidance=float(pipe.guidance_scale),
+                timesteps=tuple(float(t) for t in scheduler.timesteps.tolist()),
+            )
+        )
+
+    @property
+    def cur_timestep(self) -> int:
+        """Index of the step that begins; upstream sets it."""
+        return self._step
+
+    @cur_timestep.setter
+    def cur_timestep(self, step: int) -> None:
+        self._step = step
+        self.cache.step_over()
+
+    def remove(self) -> None:
+        """Restore the transformer and free the cache."""
+        self._patches.restore()
+        self.cache.end()
+
+
+def install(pipe: Any, policy: Policy) -> CacheHelper:
+    """Enter `pipe.transformer`; the caller makes the result the pipeline's `cache_helper`."""
+    cache, patches = StepCache(policy), Patches()
+    transformer = pipe.transformer
+    stack = None
+    if cache.boundary == "blocks":
+        stack = BlockStack(cache, list(transformer.double_blocks), patches, ("img", "txt"), tokens="img")
+    entrance = Entrance(cache, stack)
+
+    def enter(original: Method) -> Method:
+        def call(latents: Any, *args: Any, **kwargs: Any) -> Any:
+            return entrance(original, (latents, *args), kwargs, latents, "batched", None)
+
+        return call
+
+    patches.enter(transformer, enter)
+    return CacheHelper(pipe, cache, patches)
