@@ -1,5 +1,6 @@
 """Conformance: each policy against a plain computation of its paper's formulas, written here independently."""
 
+import itertools
 import math
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepcache import EasyCache, LeMiCa, MagCache, Ratios, StepCache, Trajectory
+from stepcache import EasyCache, LeMiCa, MagCache, Ratios, StepCache, TaylorSeer, Trajectory, Uniform
 from stepcache.published.lemica import SCHEDULES
 from stepcache.published.magcache import RATIOS
 
@@ -266,3 +267,88 @@ def test_easycache_threshold_zero_computes_all():
     decisions, _, cache = drive(EasyCache(0.0), 30)
     assert all(decisions)
     assert "no step was reused" in cache.summary().warnings[0]
+
+
+# ----------------------------------------------------------------- uniform
+
+
+@given(st.integers(2, 60), st.integers(0, 60))
+def test_uniform_has_its_budget_and_even_gaps(steps, spare):
+    budget = max(2, steps - spare)
+    plan = Uniform(budget=budget).plan(steps)
+    gaps = [b - a for a, b in itertools.pairwise(plan.computed)]
+    assert plan.budget == budget
+    assert (plan.computed[0], plan.computed[-1]) == (0, steps - 1)
+    assert max(gaps) - min(gaps) <= 1
+
+
+def test_uniform_interval_and_mistakes():
+    assert Uniform(interval=4).plan(10).computed == (0, 4, 8, 9)
+    assert Uniform(interval=1).plan(5).computed == (0, 1, 2, 3, 4)
+    for bad, match in (
+        ({}, "exactly one"),
+        ({"budget": 5, "interval": 2}, "exactly one"),
+        ({"budget": 1}, "2 or more"),
+        ({"interval": 0}, "1 "),
+    ):
+        with pytest.raises(ValueError, match=match):
+            Uniform(**bad)
+    with pytest.raises(ValueError, match="does not fit 10 steps"):
+        Uniform(budget=11).plan(10)
+
+
+# -------------------------------------------------------------- TaylorSeer
+
+
+def taylor_by_the_book(values, computed, order):
+    """The authors' recursion run on numbers (algorithms, 3.4): factors renewed at full steps, summed at others."""
+    factors, last, out = [], 0, []
+    for s, value in enumerate(values):
+        if s in computed:
+            new = [value]
+            for j in range(min(order, len(factors))):
+                new.append((new[j] - factors[j]) / (s - last))
+            factors, last = new, s
+            out.append(value)
+        else:
+            out.append(sum(f * (s - last) ** j / math.factorial(j) for j, f in enumerate(factors)))
+    return out
+
+
+@given(
+    st.integers(0, 2),
+    st.integers(1, 7),
+    st.integers(1, 4),
+    st.lists(st.floats(-10, 10), min_size=2, max_size=30),
+)
+def test_taylorseer_is_the_recursion(order, interval, first, values):
+    plan = TaylorSeer(interval, order, first).plan(len(values))
+    counter, full = 0, []
+    for s in range(len(values)):  # the authors' calendar
+        if s < first or counter == interval - 1:
+            counter = 0
+            full.append(s)
+        else:
+            counter += 1
+    assert set(plan.computed) == {*full, len(values) - 1}
+    expected = taylor_by_the_book(values, plan.computed, order)
+    for step in plan.reused:
+        known = [values[k] for k in reversed(plan.computed) if k < step]
+        got = sum(w * v for w, v in zip(plan.weights_at(step), known, strict=False))
+        assert math.isclose(got, expected[step], rel_tol=1e-9, abs_tol=1e-6)
+
+
+def test_taylorseer_continues_straight_lines_exactly():
+    """Order 1 is exact on lines. Order 2 is TaylorSeer's backward difference: exact on lines, not on parabolas."""
+    line = [3 + 2 * s for s in range(20)]
+    for order in (1, 2):
+        plan = TaylorSeer(3, order, 3).plan(20)
+        for step in plan.reused:
+            known = [line[k] for k in reversed(plan.computed) if k < step]
+            assert math.isclose(sum(w * v for w, v in zip(plan.weights_at(step), known, strict=False)), line[step])
+
+
+def test_taylorseer_mistakes():
+    for bad, match in (({"interval": 0}, "interval"), ({"order": 3}, "order is 3"), ({"first_enhance": 0}, "first_")):
+        with pytest.raises(ValueError, match=match):
+            TaylorSeer(**bad)

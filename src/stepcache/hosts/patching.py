@@ -6,7 +6,6 @@ import functools
 import inspect
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
@@ -134,7 +133,9 @@ def pack(tree: Any) -> tuple[torch.Tensor, Callable[[torch.Tensor], Any]]:
 class BlockStack:
     """Reuse of a block stack's residual; every block is entered by itself, the containers stay untouched.
 
-    While a call says reuse, the first block adds the cached residual to the tokens and the others pass them through.
+    While a call says reuse, the first block that runs adds the cached residual to the tokens and the others pass them
+    through. (A model may leave blocks out, as skip-layer guidance does; which one runs first or last is seen, not
+    assumed.)
 
     Args:
         blocks: in the order in which they run.
@@ -155,10 +156,11 @@ class BlockStack:
         self.tokens = streams.index(tokens) if tokens else 0
         self.call: Call | None = None
         self._before: torch.Tensor | None = None
-        for i, block in enumerate(blocks):
+        self._after: torch.Tensor | None = None
+        for block in blocks:
             names = list(inspect.signature(block.forward).parameters)
             places = {name: names.index(name) for name in streams if name in names}
-            patches.enter(block, partial(self._wrap, places=places, index=i, last=len(blocks) - 1))
+            patches.enter(block, functools.partial(self._wrap, places=places))
 
     @contextmanager
     def during(self, call: Call) -> Iterator[None]:
@@ -166,25 +168,26 @@ class BlockStack:
         self.call = call
         try:
             yield
+            if self._before is not None and self._after is not None:
+                self.cache.keep(call, self._before, self._after)
         finally:
-            self.call = self._before = None
+            self.call = self._before = self._after = None
 
-    def _wrap(self, original: Method, places: dict[str, int], index: int, last: int) -> Method:
+    def _wrap(self, original: Method, places: dict[str, int]) -> Method:
         def forward(*args: Any, **kwargs: Any) -> Any:
             call = self.call
             if call is None:
                 return original(*args, **kwargs)
             streams = [kwargs[n] if n in kwargs else args[places.get(n, 0)] for n in self.streams]
+            first = self._before is None
+            if first:
+                self._before = streams[self.tokens]
             if not call.compute:
-                if index == 0:
+                if first:
                     streams[self.tokens] = self.cache.predict(call, streams[self.tokens])
                 return streams[0] if len(streams) == 1 else tuple(streams)
-            if index == 0:
-                self._before = streams[self.tokens]
             result = original(*args, **kwargs)
-            if index == last and self._before is not None:
-                self.cache.keep(call, self._before, result if len(streams) == 1 else result[self.tokens])
-                self._before = None
+            self._after = result if len(streams) == 1 else result[self.tokens]
             return result
 
         return forward

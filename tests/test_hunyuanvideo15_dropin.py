@@ -1,0 +1,215 @@
+"""The built HunyuanVideo-1.5 drop-in as a copied file: against the stand-in, and the real repository when given."""
+
+import json
+import os
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stepcache.published.lemica import SCHEDULES
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPT = ROOT / "LeMiCa4HunyuanVideo-1.5/lemica_generate.py"
+NEEDED = ("--prompt", "a cat", "--resolution", "480p", "--model_path", "ckpt")
+CACHED = ("--enable_cache", "true", "--cache_type", "lemica")
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("HunyuanVideo-1.5")
+    shutil.copytree(Path(__file__).with_name("standin_hunyuanvideo15"), folder, dirs_exist_ok=True)
+    shutil.copy(SCRIPT, folder)
+    (folder / "ckpt").mkdir()
+    return folder
+
+
+def run(clone, *flags, script="lemica_generate.py", ranks=1, check=True, needed=NEEDED, cwd=None):
+    launcher = [sys.executable]
+    env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "WORLD_SIZE", "RANK")}
+    env |= {"OMP_NUM_THREADS": "1"}
+    if script == "generate.py":
+        env |= {"WORLD_SIZE": "1"}
+    if ranks > 1:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        launcher += ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}"]
+        launcher += ["--master_addr=127.0.0.1", f"--master_port={port}"]
+    command = [*launcher, script, *needed, *map(str, flags)]
+    done = subprocess.run(command, cwd=cwd or clone, env=env, capture_output=True, text=True, timeout=120)
+    if check:
+        assert done.returncode == 0, done.stderr
+    return done
+
+
+def record(clone, *flags, name="out.mp4", rank=0, **kwargs):
+    run(clone, *flags, "--output_path", name, **kwargs)
+    return json.loads((clone / f"{name}.rank{rank}.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def baseline(clone):
+    return record(clone, script="generate.py", name="base.mp4")
+
+
+def test_without_the_cache_it_is_the_original_process(clone, baseline):
+    assert record(clone) == baseline
+
+
+@pytest.mark.parametrize("boundary", ["output", "blocks"])
+@pytest.mark.parametrize("budget", [25, 20, 15, 10])
+def test_it_computes_the_published_number_of_steps(clone, baseline, budget, boundary):
+    done = record(clone, *CACHED, "--lemica_step", budget, "--boundary", boundary)
+    assert done["executions"] == [budget] * 4
+    assert done["video"] != baseline["video"]
+    assert done["left"] == ["_compiled_call_impl"]  # recorded during the run, see below for what is left after it
+
+
+def test_the_summary_shows_the_published_steps(clone):
+    out = run(clone, *CACHED).stdout
+    marks = next(line for line in out.splitlines() if set(line) <= {"█", "·"} and len(line) == 50)
+    assert tuple(i for i, m in enumerate(marks) if m == "█") == SCHEDULES["hunyuanvideo-1.5"][1][25]
+    assert "computed 25 of 50 steps" in out
+
+
+def test_super_resolution_stays_uncached_and_untouched(clone):
+    plain = record(clone, "--sr", "true", script="generate.py", name="sr_base.mp4")
+    done = record(clone, *CACHED, "--lemica_step", 10, "--sr", "true")
+    assert done["sr_executions"] == [8] * 4
+    assert done["sr_video"] == plain["sr_video"]
+    assert done["executions"] == [10] * 4
+
+
+def test_group_offloading_comes_after_the_cache(clone):
+    done = record(clone, *CACHED, "--offloading", "true", "--group_offloading", "true")
+    assert done["log"] == ["offload True group False", "offload True group True"]
+    assert done["executions"] == [25] * 4
+
+
+def test_upstreams_own_caches_still_work(clone):
+    done = record(clone, "--enable_cache", "true", "--cache_type", "teacache")
+    assert done["log"][0] == "own teacache"
+
+
+def test_two_ranks_compute_the_same_steps(clone):
+    record(clone, *CACHED, "--lemica_step", 15, ranks=2, name="two.mp4")
+    both = [json.loads((clone / f"two.mp4.rank{r}.json").read_text()) for r in range(2)]
+    assert both[0]["executions"] == both[1]["executions"] == [15] * 4
+
+
+def test_the_default_file_name_carries_the_budget(clone):
+    out = run(clone, *CACHED, "--lemica_step", 20).stdout
+    assert "saved ./outputs/output_480p_t2v_lemica20_" in out
+
+
+def test_resampling_on_request(clone):
+    refused = run(clone, *CACHED, "--num_inference_steps", 30, check=False)
+    assert refused.returncode == 2
+    assert "25 of 30 steps" in refused.stderr
+    done = run(clone, *CACHED, "--num_inference_steps", 30, "--lemica_resample", "--lemica_step", 12)
+    assert "resampled from" in done.stderr
+    assert "computed 12 of 30 steps" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ((*CACHED, "--lemica_step", 24), "10, 15, 20, 25 of 50 steps"),
+        (("--enable_cache", "true", "--cache_type", "lemika"), "--cache_type lemika is unknown"),
+        (("--lemica_step", 25), "--lemica_step needs --enable_cache true --cache_type lemica"),
+        ((*CACHED, "--enable_step_distill", "true"), "no steps to spare"),
+        ((*CACHED, "--model_path", "nowhere"), "--model_path 'nowhere' is not a folder"),
+        ((*CACHED, "--no_such_flag", 1), "unrecognized arguments"),
+    ],
+)
+def test_bad_input_gets_a_sentence_and_exit_code_2(clone, flags, sentence):
+    done = run(clone, *flags, check=False)
+    assert done.returncode == 2
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_in_the_wrong_place_it_says_where_to_copy_it(tmp_path):
+    shutil.copy(SCRIPT, tmp_path)
+    done = run(tmp_path, check=False)
+    assert done.returncode == 2
+    assert "copy lemica_generate.py into the root of a clone of Tencent-Hunyuan/HunyuanVideo-1.5" in done.stderr
+
+
+def test_help_shows_both_sets_of_flags(clone):
+    done = run(clone, "--help", needed=())
+    assert "--lemica_step" in done.stdout
+    assert "--num_inference_steps" in done.stdout
+
+
+def test_nothing_is_left_after_an_error_or_a_run(clone):
+    """In one process: a failing run, then a plain one."""
+    code = (
+        "import sys, json; sys.argv=['lemica_generate.py','--prompt','a','--resolution','480p','--model_path','ckpt',"
+        "'--enable_cache','true','--cache_type','lemica','--output_path','x.mp4']\n"
+        "import lemica_generate as d, hyvideo\n"
+        "P=hyvideo.HunyuanVideo_1_5_Pipeline; before=dict(vars(P)); made=[]\n"
+        "init=P.__init__\n"
+        "def spy(self): init(self); made.append(self)\n"
+        "P.__init__=spy\n"
+        "d.main(); import generate; g=generate.generate_video\n"
+        "P.__init__=init\n"
+        "assert dict(vars(P))==before, 'class left patched'\n"
+        "assert all('_compiled_call_impl' not in vars(p.transformer) for p in made)\n"
+        "assert g.__name__=='generate_video'\n"
+        "print('clean')\n"
+    )
+    env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "WORLD_SIZE", "RANK")}
+    done = subprocess.run([sys.executable, "-c", code], cwd=clone, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.rstrip().endswith("clean")
+
+
+# ------------------------------------------------------------------ the real repository
+
+REAL = {name: os.environ.get(name) for name in ("HY15_ROOT", "HY15_RUNNER", "HY15_CKPT")}
+real = pytest.mark.skipif(
+    not all(REAL.values()),
+    reason="set HY15_ROOT (a clone of HunyuanVideo-1.5), HY15_RUNNER (a command that runs a script in it and writes "
+    "HARNESS_OUT) and HY15_CKPT (a checkpoint folder) to test against the real code",
+)
+
+
+def real_run(tmp_path, name, script, *flags):
+    shutil.copy(SCRIPT, REAL["HY15_ROOT"])
+    out = tmp_path / f"{name}.json"
+    command = [*shlex.split(REAL["HY15_RUNNER"]), script, "--dtype", "fp32", "--resolution", "480p"]
+    command += ["--model_path", REAL["HY15_CKPT"], "--prompt", "a cat", "--seed", "1", "--sr", "false"]
+    command += ["--offloading", "false", "--group_offloading", "false", "--video_length", "13"]
+    command += ["--output_path", str(tmp_path / f"{name}.mp4"), *map(str, flags)]
+    env = os.environ | {"HARNESS_OUT": str(out), "HY_ROOT": REAL["HY15_ROOT"], "HY_TARGET_DTYPE": "fp32"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(out.read_text()), out
+
+
+@real
+@pytest.mark.slow
+def test_real_budgets(tmp_path):
+    for budget in (25, 20, 15, 10):
+        done, _ = real_run(tmp_path, f"b{budget}", "lemica_generate.py", *CACHED, "--lemica_step", budget)
+        assert done["summary"]["stack_full"] == budget
+        assert done["summary"]["block_execs"] == 4 * budget
+
+
+@real
+@pytest.mark.slow
+def test_real_without_the_cache_is_bit_identical(tmp_path):
+    import numpy as np
+
+    plain, at = real_run(tmp_path, "plain", "generate.py")
+    ours, at2 = real_run(tmp_path, "ours", "lemica_generate.py")
+    assert plain["summary"]["stack_full"] == ours["summary"]["stack_full"] == 50
+    for name in ("latents", "video"):
+        a, b = (np.load(p.parent / d["arrays"][name]) for p, d in ((at, plain), (at2, ours)))
+        assert np.array_equal(a, b)

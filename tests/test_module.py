@@ -1,0 +1,172 @@
+"""`stepcache.attach`: denoisers that are not diffusers', by the Open-Sora calling convention and others."""
+
+import pytest
+import torch
+
+import stepcache
+from stepcache import EasyCache, Off, Plan, TaylorSeer, Uniform
+
+
+class STDiT(torch.nn.Module):
+    """Called as Open-Sora calls its model: `model(z, t, y=..., mask=..., ...)`; returns mean and variance channels."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.inp, self.out = torch.nn.Linear(4, 16), torch.nn.Linear(16, 8)
+        self.blocks = torch.nn.ModuleList(torch.nn.Linear(16, 16) for _ in range(3))
+        self.calls = 0
+
+    def forward(self, x, timestep, y, mask=None, fps=None, height=None, width=None):
+        self.calls += 1
+        h = self.inp(x.movedim(1, -1)) + y.mean((1, 2)).view(-1, 1, 1, 1, 1) + (timestep / 1000).view(-1, 1, 1, 1, 1)
+        for block in self.blocks:
+            h = h + torch.tanh(block(h))
+        return self.out(h).movedim(-1, 1)
+
+
+@torch.no_grad()
+def rectified_flow(model, steps=30, guidance=7.0, seed=0, stop=None):
+    """Open-Sora's sampling loop: guidance as one batched call, first half of the channels taken."""
+    z = torch.randn(1, 4, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
+    args = {"y": torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(9)), "fps": torch.tensor([24.0])}
+    times = [1000 * (1 - i / steps) for i in range(steps)]
+    for i, t in enumerate(times):
+        if i == stop:
+            raise KeyboardInterrupt
+        both = torch.cat([z, z], 0)
+        pred = model(both, torch.full((2,), t), **args).chunk(2, dim=1)[0]
+        cond, uncond = pred.chunk(2, dim=0)
+        z = z + (uncond + guidance * (cond - uncond)) / steps
+    return z
+
+
+@torch.no_grad()
+def two_calls(model, steps=12):
+    """Guidance in calls of its own, with the sample first and everything positional."""
+    z = torch.randn(1, 4, 3, 4, 4, generator=torch.Generator().manual_seed(3))
+    prompts = [torch.randn(1, 5, 16, generator=torch.Generator().manual_seed(s)) for s in (1, 2)]
+    for i in range(steps):
+        t = torch.tensor([1000 * (1 - i / steps)])
+        cond, uncond = (model(z, t, y).chunk(2, dim=1)[0] for y in prompts)
+        z = z + (uncond + 4 * (cond - uncond)) / steps
+    return z
+
+
+OPEN_SORA = {"sample": "x", "timestep": "timestep", "num_steps": 30}
+
+
+def test_open_sora_with_every_step_computed_is_bit_identical():
+    model = STDiT()
+    base = rectified_flow(model)
+    with stepcache.attach(model, Off(), **OPEN_SORA):
+        assert torch.equal(rectified_flow(model), base)
+    assert "_compiled_call_impl" not in vars(model)
+
+
+def test_open_sora_computes_the_planned_steps_and_repeats_itself():
+    model, plan = STDiT(), Uniform(budget=12).plan(30)
+    base = rectified_flow(model)
+    model.calls = 0
+    with stepcache.attach(model, plan, **OPEN_SORA) as run:
+        first = rectified_flow(model)
+        assert model.calls == 12
+        assert torch.equal(rectified_flow(model), first)
+    assert run.summary().computed == plan.computed
+    assert [b.name for b in run.summary().branches] == ["all"]
+    assert not torch.equal(first, base)
+    assert torch.equal(rectified_flow(model), base)
+
+
+def test_an_aborted_run_is_noticed_by_its_timesteps():
+    model, plan = STDiT(), Uniform(budget=12).plan(30)
+    with stepcache.attach(model, plan, **OPEN_SORA):
+        expected = rectified_flow(model)
+        with pytest.raises(KeyboardInterrupt):
+            rectified_flow(model, stop=7)
+        assert torch.equal(rectified_flow(model), expected)
+    options = {k: v for k, v in OPEN_SORA.items() if k != "timestep"}
+    with stepcache.attach(model, plan, **options) as run:
+        with pytest.raises(KeyboardInterrupt):
+            rectified_flow(model, stop=7)
+        run.restart()
+        assert torch.equal(rectified_flow(model), expected)
+
+
+def test_branches_in_calls_of_their_own():
+    model, plan = STDiT(), Plan(12, (0, 1, 4, 8, 11))
+    with stepcache.attach(model, plan, sample="x", condition="y", num_steps=12) as run:
+        two_calls(model)
+    assert model.calls == 2 * 5
+    assert [b.computed for b in run.summary().branches] == [plan.computed] * 2
+
+
+def test_prediction_at_the_blocks_boundary():
+    class Block(torch.nn.Linear):
+        def forward(self, x):
+            return x + torch.tanh(super().forward(x))
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.inp, self.out = torch.nn.Linear(4, 8), torch.nn.Linear(8, 4)
+            self.blocks = torch.nn.ModuleList(Block(8, 8) for _ in range(3))
+
+        def forward(self, x, t):
+            h = self.inp(x) + t
+            for block in self.blocks:
+                h = block(h)
+            return self.out(h)
+
+    net, xs = Net(), torch.randn(6, 2, 4)
+    plan = Plan(6, (0, 1, 3, 5), boundary="blocks")
+    with torch.no_grad():
+        real = [net(x, i / 6) for i, x in enumerate(xs)]
+        with stepcache.attach(net, plan, sample="x", num_steps=6, blocks=list(net.blocks)):
+            got = [net(x, i / 6) for i, x in enumerate(xs)]
+        for i in (2, 4):
+            before = net.inp(xs[i - 1]) + (i - 1) / 6
+            after = before
+            for block in net.blocks:
+                after = block(after)
+            expected = net.out(net.inp(xs[i]) + i / 6 + (after - before))
+            assert torch.allclose(got[i], expected, atol=1e-6)
+        for i in plan.computed:
+            assert torch.equal(got[i], real[i])
+    with pytest.raises(ValueError, match="boundary blocks needs the block list"):
+        stepcache.attach(net, plan, sample="x", num_steps=6)
+
+
+def test_reuse_of_differences_needs_alike_input_and_output():
+    """Open-Sora's model returns twice the channels it is given."""
+    with (
+        stepcache.attach(STDiT(), EasyCache(0.1, 2), **OPEN_SORA) as run,
+        pytest.raises(ValueError, match="use a policy that reuses the output itself"),
+    ):
+        rectified_flow_of(run)
+
+
+def rectified_flow_of(run):
+    model = next(t for t, *_ in run._patches._undo)
+    return rectified_flow(model)
+
+
+def test_two_modules_of_one_class_share_nothing():
+    first, second = STDiT(0), STDiT(1)
+    plan = TaylorSeer(4, 1).plan(30)
+    with stepcache.attach(first, plan, **OPEN_SORA), stepcache.attach(second, Off(), **OPEN_SORA):
+        rectified_flow(first)
+        rectified_flow(second)
+    assert (first.calls, second.calls) == (plan.budget, 30)
+
+
+def test_bad_names_and_plans():
+    model = STDiT()
+    with pytest.raises(ValueError, match=r"STDiT.forward has no argument 'z'; its arguments are x, timestep, y"):
+        stepcache.attach(model, Off(), sample="z", num_steps=30)
+    with pytest.raises(ValueError, match=r"12 steps \(the run: 30\)"):
+        stepcache.attach(model, Plan(12, (0, 11)), sample="x", num_steps=30)
+    with pytest.raises(TypeError, match="not a policy"):
+        stepcache.attach(model, 25, sample="x", num_steps=30)
+    assert "_compiled_call_impl" not in vars(model)

@@ -1,0 +1,153 @@
+"""The built Qwen-Image drop-in as a copied file, on a tiny real QwenImagePipeline with all its parts."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from stepcache.published.lemica import SCHEDULES
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPT = ROOT / "LeMiCa4QwenImage/inference_qwenimage.py"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A folder as QwenImagePipeline.from_pretrained wants it."""
+    from diffusers import (
+        AutoencoderKLQwenImage,
+        FlowMatchEulerDiscreteScheduler,
+        QwenImagePipeline,
+        QwenImageTransformer2DModel,
+    )
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    torch.manual_seed(0)
+    words = ["<pad>", "<unk>", "a", "red", "blue", "cat", "Describe", "image"]
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    text = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "rope_scaling": {"mrope_section": [1, 1, 2], "rope_type": "default", "type": "default"},
+        "rope_theta": 1000000.0,
+        "vocab_size": len(words),
+    }
+    vision = {"depth": 2, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16}
+    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, vision_start_token_id=0, vision_end_token_id=0)
+    transformer = QwenImageTransformer2DModel(
+        patch_size=2,
+        in_channels=16,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=3,
+        joint_attention_dim=16,
+        axes_dims_rope=(8, 4, 4),
+    )
+    for p in transformer.parameters():
+        if p.ndim > 1:
+            torch.nn.init.normal_(p, 0, 0.1)
+    pipe = QwenImagePipeline(
+        transformer=transformer,
+        vae=AutoencoderKLQwenImage(
+            base_dim=24,
+            z_dim=4,
+            dim_mult=[1, 2, 4],
+            num_res_blocks=1,
+            temperal_downsample=[False, True],
+            latents_mean=[0.0] * 4,
+            latents_std=[1.0] * 4,
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        text_encoder=Qwen2_5_VLForConditionalGeneration(config),
+        tokenizer=PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>"),
+    )
+    folder = tmp_path_factory.mktemp("qwen-tiny")
+    pipe.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("anywhere")
+    shutil.copy(SCRIPT, folder)
+    return folder
+
+
+def run(place, model, *flags, check=True):
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    command = [sys.executable, SCRIPT.name, "--model", str(model), "--prompt", "a red cat", "--size", "32*32", *flags]
+    done = subprocess.run(command, cwd=place, env=env, capture_output=True, text=True, timeout=200)
+    if check:
+        assert done.returncode == 0, done.stderr
+    return done
+
+
+def computed(text):
+    marks = next(line for line in text.splitlines() if line and set(line) <= {"█", "·"})
+    return tuple(i for i, m in enumerate(marks) if m == "█")
+
+
+@pytest.mark.parametrize(
+    ("cache", "table"), [("medium", "qwen-image"), ("fast", "qwen-image-2512"), ("25", "qwen-image")]
+)
+def test_it_computes_exactly_the_published_steps_in_both_branches(place, model, cache, table):
+    done = run(place, model, "--cache", cache, "--table", table, "--output", f"{cache}.png")
+    budget = {"medium": 17, "fast": 10}.get(cache) or int(cache)
+    assert computed(done.stdout) == SCHEDULES[table][1][budget]
+    assert re.search(rf"cond: computed {budget}, reused {50 - budget}", done.stdout)
+    assert re.search(rf"uncond: computed {budget}, reused {50 - budget}", done.stdout)
+    assert (place / f"{cache}.png").is_file()
+
+
+def test_without_cache_all_and_without_guidance_one_branch(place, model):
+    assert "computed 50 of 50 steps" in run(place, model).stdout
+    done = run(place, model, "--cache", "slow", "--table", "qwen-image", "--true_cfg_scale", "1")
+    assert "cond: computed 25" in done.stdout
+    assert "uncond" not in done.stdout
+
+
+def test_the_blocks_boundary_and_resampling(place, model):
+    flags = ("--cache", "8", "--table", "qwen-image", "--steps", "20", "--resample", "--boundary", "blocks")
+    done = run(place, model, *flags)
+    assert "computed 8 of 20 steps" in done.stdout
+    assert "resampled from" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (("--cache", "quick", "--table", "qwen-image"), "expected slow, medium, fast or a number"),
+        (("--cache", "medium"), "add --table qwen-image or qwen-image-2512"),
+        (("--cache", "18", "--table", "qwen-image"), "10, 17, 25 of 50 steps"),
+        (("--cache", "medium", "--table", "qwen-image", "--steps", "40"), "with 17 of 40 steps"),
+        (("--size", "31*32"), "--size is '31*32'; expected W*H in multiples of 16"),
+        (("--output", "picture.tiff2"), "expected a name ending in .png"),
+        (("--steps", "0"), "--steps is 0"),
+    ],
+)
+def test_bad_input_gets_a_sentence_and_exit_code_2(place, model, flags, sentence):
+    done = run(place, model, *flags, check=False)
+    assert done.returncode == 2
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_missing_folder_and_help(place):
+    done = run(place, "no/such/folder", check=False)
+    assert done.returncode == 2
+    assert "neither a folder nor a hub id" in done.stderr
+    assert "--true_cfg_scale" in run(place, "x", "--help").stdout

@@ -1,0 +1,138 @@
+"""Which diffusers pipelines work: run every one of `tiny_pipelines` with and without a cache, write the table.
+
+    python tools/pipeline_table.py --out docs/pipelines.md
+
+For each pipeline, in one process and on the same noise: uncached; every step computed through the cache (must be the
+same to the bit); every second step reused, twice (transformer calls are counted by hooks outside of the cache, and the
+second run must repeat the first); and uncached again after the cache was taken out. The same at the `blocks` boundary
+where the transformer's blocks are known.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tiny_pipelines import PIPELINES, Tiny
+from tqdm import tqdm
+
+try:
+    import stepcache
+except ImportError:
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
+    import stepcache
+
+from stepcache.hosts.diffusers import BLOCKS
+from stepcache.plan import write_atomically
+
+STEPS = 12
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was seen of one pipeline; `output` and `blocks` are "yes" or the reason why not."""
+
+    name: str
+    transformer: str
+    branches: int
+    computed: int
+    steps: int
+    output: str
+    blocks: str
+
+
+def examine(tiny: Tiny) -> Row:
+    """Run one pipeline in all ways."""
+    try:
+        pipe = tiny.build()
+    except (ImportError, AttributeError) as error:
+        return Row(tiny.name, "", 0, 0, 0, f"not in this diffusers ({error})", "")
+    transformer = type(pipe.transformer).__name__
+    base = tiny.call(pipe, STEPS, 0)
+    output, computed, steps = _try(tiny, pipe, base, "output")
+    blocks = "not known" if transformer not in BLOCKS else _try(tiny, pipe, base, "blocks")[0]
+    return Row(tiny.name, transformer, tiny.branches, computed, steps, output, blocks)
+
+
+def _try(tiny: Tiny, pipe: Any, base: torch.Tensor, boundary: Any) -> tuple[str, int, int]:
+    """("yes" or what went wrong, computed steps, steps) at a boundary."""
+    with stepcache.accelerate(pipe, stepcache.Off(boundary)) as run:
+        same = torch.equal(tiny.call(pipe, STEPS, 0), base)
+    num_steps = run.summary().num_steps
+    plan = stepcache.Uniform(interval=2, boundary=boundary).plan(num_steps)
+    counted, hooks = [0], []
+    for name, module in pipe.components.items():
+        if name.startswith("transformer") and isinstance(module, torch.nn.Module):
+            inner = getattr(module, BLOCKS[type(module).__name__].lists[0])[0] if boundary == "blocks" else module
+            hooks.append(inner.register_forward_hook(lambda *_: counted.__setitem__(0, counted[0] + 1)))
+    with stepcache.accelerate(pipe, plan) as run:
+        first = tiny.call(pipe, STEPS, 0)
+        once = counted[0]
+        repeated = torch.equal(tiny.call(pipe, STEPS, 0), first)
+    for hook in hooks:
+        hook.remove()
+    summary = run.summary()
+    if not same:
+        return "computing every step changes the result", 0, num_steps
+    if set(plan.computed) - set(summary.computed) or len(summary.computed) > len(plan.computed) + 1:
+        return f"computed {list(summary.computed)} instead of {list(plan.computed)}", 0, num_steps
+    if once != sum(len(b.computed) for b in summary.branches):
+        return f"{once} calls counted, {sum(len(b.computed) for b in summary.branches)} reported", 0, num_steps
+    if torch.equal(first, base) or not torch.isfinite(first).all():
+        return "nothing was reused", 0, num_steps
+    if not repeated:
+        return "a second run differs from the first", 0, num_steps
+    if not torch.equal(tiny.call(pipe, STEPS, 0), base):
+        return "the pipeline is not as it was before", 0, num_steps
+    return "yes", len(summary.computed), num_steps
+
+
+def table(rows: list[Row]) -> str:
+    """The page."""
+    import diffusers
+
+    works = [r for r in rows if r.output == "yes"]
+    lines = [
+        "# Pipelines",
+        "",
+        "Made by `python tools/pipeline_table.py --out docs/pipelines.md`, which really runs every pipeline below with a",
+        "small random transformer: uncached; through the cache with every step computed (bit-identical); with every",
+        "second step reused, twice (calls counted by hooks, the second run equal to the first); uncached again.",
+        f"diffusers {diffusers.__version__}, torch {torch.__version__.split('+')[0]}: {len(works)} of {len(rows)} work at "
+        "`output`.",
+        "",
+        "`output` needs no code for a model. `blocks` needs one row of `BLOCKS` in `stepcache/hosts/diffusers.py`.",
+        "Branches: transformer calls a step (guidance in a call of its own makes two).",
+        "",
+        "| pipeline | transformer | branches | computed / steps | `output` | `blocks` |",
+        "|---|---|---|---|---|---|",
+        *(
+            f"| {r.name} | {r.transformer} | {r.branches} | {r.computed} / {r.steps} | {r.output} | {r.blocks} |"
+            for r in rows
+        ),
+        "",
+        "OmniGen could not be tried: its pipeline takes no ready-made embeddings and its processor needs torchvision.",
+        "Pipelines whose model is no transformer (`unet`) are refused.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    """Run all, write, and exit 1 if one of them does not work."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="Markdown file to write")
+    args = parser.parse_args()
+    rows = [examine(tiny) for tiny in tqdm(PIPELINES, dynamic_ncols=True)]
+    write_atomically(args.out, table(sorted(rows, key=lambda r: r.name)))
+    failed = [r for r in rows if r.output not in ("yes",) or r.blocks not in ("yes", "not known")]
+    for r in failed:
+        print(f"{r.name}: output {r.output}; blocks {r.blocks}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
