@@ -12,6 +12,7 @@ Do not edit: change the sources and build again.
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import inspect
 import itertools
@@ -25,7 +26,6 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Protocol
 
@@ -326,6 +326,8 @@ def write_atomically(path: str | os.PathLike[str], text: str) -> None:
 # is this, compute or reuse? Then it either evaluates the model and hands the result to `keep`, or takes `predict`.
 # The host knows the model; the policy knows the method; this module knows neither.
 
+MAX_BRANCHES = 16
+"""More conditions than any guidance has in one run."""
 FEW_STEPS = 10
 """Below this many steps neighbouring evaluations differ so much that reuse rarely pays (see docs/methods.md)."""
 
@@ -399,6 +401,7 @@ class Call:
     branch: str
     compute: bool
     forced: bool
+    planned: bool
     leader: bool
     last: bool
     start: Any
@@ -409,7 +412,10 @@ class _Branch:
     """One conditioning stream: its features and the steps they are of, newest first, and what was done."""
 
     name: str
+    key: Hashable = None
+    holder: Any = None
     features: list[torch.Tensor] = field(default_factory=list)
+    versions: list[int] = field(default_factory=list)
     nodes: list[int] = field(default_factory=list)
     owner: Hashable = None
     shape: torch.Size | None = None
@@ -421,6 +427,7 @@ class _Branch:
     def drop(self) -> None:
         """Free the features, and with them the claim to have any."""
         self.features.clear()
+        self.versions.clear()
         self.nodes.clear()
 
 
@@ -460,11 +467,10 @@ class StepCache:
 
     def _clear(self) -> None:
         self._decider: Decider | None = None
-        self._branches: dict[Hashable, _Branch] = {}
-        self._visited: set[Hashable] = set()
-        self._keys: list[Any] = []  # keeps identities of conditioning inputs from being given to others
+        self._branches: list[_Branch] = []
+        self._visited: set[str] = set()
         self.own = None
-        self._step, self._decision, self._step_over = -1, True, False
+        self._step, self._decision, self._planned, self._step_over = -1, True, True, False
         self._owner: Hashable = None
         self._scheduled: list[int] = []  # steps that were computed by decision
         self._forced: list[tuple[int, str]] = []
@@ -478,46 +484,64 @@ class StepCache:
         self._clear()
         self.run = replace(run, boundary=self.boundary)
         self._decider = self.policy.begin(self.run)
-        self._plan, self._expects_reuse = self._decider.plan, self._decider.history > 0
+        plan = self._decider.plan
+        self._plan = None if plan is None else replace(plan, boundary=self.boundary)
+        self._expects_reuse = self._decider.history > 0 if plan is None else plan.method != "none"
 
     def end(self) -> None:
         """Free all tensors; the summary of the run stays readable."""
-        for branch in self._branches.values():
+        for branch in self._branches:
             branch.drop()
+            branch.holder = None
         self._decider = None
-        self._keys.clear()
 
     def step_over(self) -> None:
         """The sampler took its step: the next call belongs to the next one. Hosts that cannot know need not say."""
         self._step_over = True
 
+    def knows_own(self, shape: torch.Size) -> None:
+        """The latent that the sampler works on has this shape.
+
+        The output may have condition tokens behind it: shapes (batch, tokens, channels). In grids a smaller latent
+        means other things (a first frame that is given), so they are left as they are.
+        """
+        if self.own and len(shape) == len(self.own) == 3 and all(a <= b for a, b in zip(shape, self.own, strict=True)):
+            self.own = shape
+
     def enter(self, key: Hashable, x: torch.Tensor, *, holder: Any = None, owner: Hashable = None) -> Call:
         """Take the next call of the transformer.
 
         Args:
-            key: the branch's name, or the identity of its conditioning input (then pass that input as `holder`).
+            key: the branch's name, or the identity of its conditioning input.
             x: what is fed to the model; condition channels or tokens may follow the latent's own.
-            holder: kept alive until the trajectory ends.
+            holder: the conditioning input, kept alive so that its identity is not given to another. One that is new
+                but equal to a branch's is that branch's: some pipelines make it anew at every step.
             owner: which transformer is entered, where the steps are divided among several.
         """
         if self.run is None:
             raise RuntimeError("StepCache.enter was called before StepCache.begin; the host must announce the run.")
         start = _now(x)
-        ended = self._step_over or key in self._visited  # or: a branch came round again
+        branch = self._find(key, holder)
+        ended = self._step_over or (branch is not None and branch.name in self._visited)  # it came round again
         if self._decider is None or (ended and self._step == self.run.num_steps - 1):
             self.begin(self.run)  # the trajectory is complete: this call belongs to a new one
+            branch = None
         decider = self._decider
         if decider is None:
             raise RuntimeError("the policy made no decisions for this run.")
         if self._step < 0 or ended:
             self._next_step(decider, x, owner)
         leader = not self._visited
-        self._visited.add(key)
-        branch = self._branches.get(key)
         if branch is None:
-            branch = self._branches[key] = _Branch(self._name(key))
-            if not isinstance(key, str):
-                self._keys.append(holder)
+            if len(self._branches) >= MAX_BRANCHES:
+                raise ValueError(
+                    f"more than {MAX_BRANCHES} different conditions in one run: they seem to be new tensors at every "
+                    "call, so branches cannot be told apart; pass the same ones (attach: name the timestep as well)."
+                )
+            branch = _Branch(self._name(key))
+            self._branches.append(branch)
+        branch.key, branch.holder = key, holder
+        self._visited.add(branch.name)
         last = self._step == self.run.num_steps - 1
         if branch.owner != owner:
             branch.drop()
@@ -527,7 +551,17 @@ class StepCache:
         branch.last_step, branch.shape, branch.owner = self._step, x.shape, owner
         if forced:
             self._forced.append((self._step, branch.name))
-        return Call(self._step, branch.name, self._decision or forced, forced, leader, last, start)
+        compute = self._decision or forced
+        return Call(self._step, branch.name, compute, forced, self._planned, leader, last, start)
+
+    def _find(self, key: Hashable, holder: Any) -> _Branch | None:
+        for branch in self._branches:
+            if branch.key == key:
+                return branch
+        for branch in self._branches:  # two prompts of one step may be equal too: each takes a branch of its own
+            if (self._step_over or branch.name not in self._visited) and _equal(branch.holder, holder):
+                return branch
+        return None
 
     def _next_step(self, decider: Decider, x: torch.Tensor, owner: Hashable) -> None:
         handover = self._step >= 0 and owner != self._owner
@@ -536,11 +570,12 @@ class StepCache:
         self._owner, self._step_over = owner, False
         if handover:  # the new transformer has nothing to reuse: its trajectory begins with an evaluation
             decider.handover()
-        for branch in self._branches.values():  # guidance switched off, or left to another transformer: free it
+        for branch in self._branches:  # guidance switched off, or left to another transformer: free it
             if branch.last_step < self._step - 1:
                 branch.drop()
-        self._decision = self._agree(decider, narrow(x, self.own)) or handover
-        if self._decision:
+        self._planned = self._agree(decider, narrow(x, self.own))
+        self._decision = self._planned or handover
+        if self._planned:
             self._scheduled.append(self._step)
 
     def _lacking(self, branch: _Branch, count: int) -> bool:
@@ -548,7 +583,7 @@ class StepCache:
         wanted = self._scheduled[: -count - 1 : -1]
         if count == 1:  # computed for want of a feature since then: newer than wanted is as good
             return not branch.nodes or branch.nodes[0] < wanted[0]
-        return branch.nodes[:count] != wanted
+        return branch.nodes[:count] != wanted[:count]
 
     def keep(self, call: Call, x: torch.Tensor, output: torch.Tensor) -> None:
         """Keep what an evaluation gave: latents in and out, or tokens before and after the block stack.
@@ -557,13 +592,15 @@ class StepCache:
             ValueError: the policy reuses output minus input, and the two are not alike.
         """
         branch, decider = self._state(call)
-        feature, x = None, narrow(x, output.shape)
+        feature, x = None, narrow(x, output.shape) if self.boundary == "output" else x
         if self._relative(decider) and x.shape != output.shape:
             raise ValueError(
                 f"{self.policy} reuses the difference of output and input, but this model maps {tuple(x.shape)} to "
                 f"{tuple(output.shape)}; use a policy that reuses the output itself, such as lemica."
             )
-        if decider.history and not call.last:
+        # Weights over several outputs were made for the planned steps: others would only stand between them.
+        wanted = decider.history == 1 or (decider.history > 1 and call.planned)
+        if wanted and not call.last:
             feature = _float(output) - _float(x) if self._relative(decider) else output.detach()
             if self.cache_device is not None:
                 feature = feature.to(self.cache_device, non_blocking=True)
@@ -572,20 +609,35 @@ class StepCache:
         decider.observe(call, narrow(x, own), narrow(output, own), None if feature is None else narrow(feature, own))
         branch.dtype = output.dtype
         branch.computed.append(call.step)
-        branch.features[:] = [] if feature is None else [feature, *branch.features[: decider.history - 1]]
-        branch.nodes[:] = [call.step, *branch.nodes][: decider.history]
+        if feature is not None:
+            branch.features[:] = [feature, *branch.features][: decider.history]
+            branch.versions[:] = [_version(feature), *branch.versions][: decider.history]
+            branch.nodes[:] = [call.step, *branch.nodes][: decider.history]
+        elif call.last:
+            branch.drop()
         self._weigh(decider)
 
     def predict(self, call: Call, x: torch.Tensor) -> torch.Tensor:
-        """The output of a reused call from the branch's features; as the model's own, it must not be written into."""
+        """The output of a reused call from the branch's features; as the model's own, it must not be written into.
+
+        Raises:
+            ValueError: an output was written into after it was returned.
+        """
         branch, decider = self._state(call)
         weights = decider.weights(call.step)
+        if any(_version(f) != v for f, v in zip(branch.features, branch.versions, strict=True)):
+            raise ValueError(
+                "the model's output was changed in place by the code that received it, so it cannot be reused; "
+                "let that code work on a copy."
+            )
         features = [f.to(x.device, non_blocking=True) for f in branch.features[: len(weights)]]
-        output = features[0] if weights[0] == 1.0 else features[0] * weights[0]
-        for weight, feature in zip(weights[1:], features[1:], strict=True):
-            output = torch.add(output, feature, alpha=weight)
+        output = features[0]
+        if weights != (1.0,):  # a sum with cancellation: not in half precision
+            output = _float(output) * weights[0]
+            for weight, feature in zip(weights[1:], features[1:], strict=True):
+                output = torch.add(output, feature, alpha=weight)
         if self._relative(decider):
-            output = narrow(x, output.shape) + output
+            output = (narrow(x, output.shape) if self.boundary == "output" else x) + output
         branch.reused.append(call.step)
         if call.last:
             branch.drop()
@@ -601,7 +653,7 @@ class StepCache:
         return _summarise(self)
 
     def _weigh(self, decider: Decider) -> None:
-        held = [t for b in self._branches.values() for t in b.features] + decider.tensors()
+        held = [t for b in self._branches for t in b.features] + decider.tensors()
         storages = [t.untyped_storage() for t in held]  # a tensor held under two names weighs once
         distinct = {s.data_ptr(): s.nbytes() for s in storages}
         self._peak_bytes = max(self._peak_bytes, sum(distinct.values()))
@@ -610,7 +662,7 @@ class StepCache:
         return self.boundary == "blocks" or decider.relative
 
     def _state(self, call: Call) -> tuple[_Branch, Decider]:
-        for branch in self._branches.values():
+        for branch in self._branches:
             if branch.name == call.branch and self._decider is not None:
                 return branch, self._decider
         raise RuntimeError("this call belongs to a trajectory that has ended.")
@@ -641,6 +693,16 @@ def narrow(x: torch.Tensor, shape: torch.Size | None) -> torch.Tensor:
         if x.shape[dim] != shape[dim]:
             x = x.narrow(dim, 0, shape[dim])
     return x
+
+
+def _equal(a: Any, b: Any) -> bool:
+    tensors = isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor)
+    return tensors and a.shape == b.shape and a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
+
+
+def _version(x: torch.Tensor) -> int:
+    """How often the tensor was written into; tensors made in inference mode do not count."""
+    return 0 if x.is_inference() else x._version
 
 
 def _float(x: torch.Tensor) -> torch.Tensor:
@@ -727,7 +789,7 @@ class RunSummary:
 
 
 def _summarise(cache: StepCache) -> RunSummary:
-    branches = tuple(BranchSummary(b.name, tuple(b.computed), tuple(b.reused)) for b in cache._branches.values())
+    branches = tuple(BranchSummary(b.name, tuple(b.computed), tuple(b.reused)) for b in cache._branches)
     spans = cache._spans
     loop = _seconds(spans[0][2], spans[-1][3]) if spans else 0.0
     per_step: dict[bool, dict[int, float]] = {True: {}, False: {}}
@@ -742,6 +804,8 @@ def _summarise(cache: StepCache) -> RunSummary:
     num_steps = cache.run.num_steps if cache.run else 0
     if spans and cache._expects_reuse and not any(b.reused for b in branches):
         warnings.append("no step was reused: the settings never allowed it")
+    if not spans:
+        warnings.append("no call of the transformer was seen: nothing has run yet, or it was replaced meanwhile")
     if 0 < num_steps < FEW_STEPS and cache._expects_reuse:
         warnings.append(f"only {num_steps} steps: neighbouring steps differ too much for reuse to make sense")
     if cache._forced:
@@ -801,21 +865,15 @@ class Patches:
     """Instance attributes set by us, undone in reverse order."""
 
     def __init__(self) -> None:
-        self._undo: list[tuple[Any, str, Any, Any]] = []
+        self._ours: list[_Ours] = []
         self.active = True
 
     def set(self, target: Any, name: str, make: Callable[[Method], Method], original: Method | None = None) -> None:
         """Put `make(original)` in place of `target.name`; it passes calls through once `restore` has run."""
         own = vars(target)  # not getattr and setattr: a compiled module would hand them on to the module inside
-        before = own.get(name, _ABSENT)
-        original = original or getattr(target, name)
-        replaced = make(original)
-
-        def method(*args: Any, **kwargs: Any) -> Any:
-            return replaced(*args, **kwargs) if self.active else original(*args, **kwargs)
-
-        own[name] = method
-        self._undo.append((target, name, before, method))
+        ours = _Ours(self, target, name, own.get(name, _ABSENT), original or getattr(target, name), make)
+        own[name] = ours
+        self._ours.append(ours)
 
     def enter(self, module: torch.nn.Module, make: Callable[[Method], Method]) -> None:
         """Put `make(original)` around `module(...)`, outside of all that others wrap around its `forward`.
@@ -824,21 +882,92 @@ class Patches:
         Standing there, a skipped call onloads no offloaded weights and enters no compiled graph, and libraries that
         put their own `forward` in and out (accelerate does, after every run) do not undo ours. What is compiled
         must be compiled before.
+
+        Raises:
+            ValueError: the module carries a cache already.
         """
+        if isinstance(module._compiled_call_impl, _Ours) and module._compiled_call_impl.active:
+            raise ValueError(f"this {type(module).__name__} carries a cache already; take that one out first.")
         self.set(module, "_compiled_call_impl", make, module._compiled_call_impl or module._call_impl)
 
+    def overridden(self) -> bool:
+        """Whether somebody has put his own call in place of one of ours, as `module.compile()` does."""
+        return any(not ours.on_top for ours in self._ours if ours.name == "_compiled_call_impl")
+
     def restore(self) -> None:
-        """Put everything back; where someone has wrapped our method since, ours stays as a plain passage."""
+        """Put everything back; where a stranger has wrapped our method since, ours stays as a plain passage."""
         self.active = False
-        for target, name, before, ours in reversed(self._undo):
-            own = vars(target)
-            if own.get(name) is not ours:
-                continue
-            if before is _ABSENT:
-                del own[name]
+        for ours in reversed(self._ours):
+            ours.take_out()
+        self._ours.clear()
+
+
+class _Ours:
+    """A method of ours on somebody's object.
+
+    It shows the signature of the one it replaces (pipelines look at it), passes calls through once the patches are
+    undone, and does not come along when the object is copied.
+    """
+
+    def __init__(
+        self,
+        patches: Patches,
+        target: Any,
+        name: str,
+        before: Any,
+        original: Method,
+        make: Callable[[Method], Method],
+    ) -> None:
+        functools.update_wrapper(self, original)
+        self._patches, self._target, self.name = patches, target, name
+        self._before, self._original = before, original
+
+        @functools.wraps(original)
+        def below(*args: Any, **kwargs: Any) -> Any:  # by name: what is below may be taken out while we stay
+            return self._original(*args, **kwargs)
+
+        self._replaced = make(below)
+
+    @property
+    def active(self) -> bool:
+        return self._patches.active
+
+    @property
+    def on_top(self) -> bool:
+        return vars(self._target).get(self.name) is self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return (self._replaced if self.active else self._original)(*args, **kwargs)
+
+    def take_out(self) -> None:
+        """Restore what was there, on the object or below another method of ours."""
+        own, above = vars(self._target), vars(self._target).get(self.name)
+        if above is self:
+            if self._before is _ABSENT:
+                del own[self.name]
             else:
-                own[name] = before
-        self._undo.clear()
+                own[self.name] = self._before
+        while isinstance(above, _Ours) and above is not self:
+            if above._before is self:
+                above._before, above._original = self._before, self._original
+            above = above._before
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        twin = memo.get(id(self._target))
+        return self if twin is None else getattr(type(twin), self.name).__get__(twin)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (self._target, self.name)  # looked up before the state is there: the class's own method
+
+
+def inside(module: Any) -> Any:
+    """The module in the wrappings of torch.compile, FSDP, DDP or peft, whose signature and parts tell something."""
+    for name in ("_orig_mod", "_fsdp_wrapped_module", "base_model", "module", "model"):
+        inner = getattr(module, "_modules", {}).get(name)
+        wrapped = list(inspect.signature(type(module).forward).parameters)[1:] == ["args", "kwargs"]
+        if inner is not None and (wrapped or name == "_orig_mod"):
+            return inside(inner)
+    return module
 
 
 class Entrance:
@@ -894,7 +1023,9 @@ def pack(tree: Any) -> tuple[torch.Tensor, Callable[[torch.Tensor], Any]]:
 class BlockStack:
     """Reuse of a block stack's residual; every block is entered by itself, the containers stay untouched.
 
-    While a call says reuse, the first block adds the cached residual to the tokens and the others pass them through.
+    While a call says reuse, the first block that runs adds the cached residual to the tokens and the others pass them
+    through. (A model may leave blocks out, as skip-layer guidance does; which one runs first or last is seen, not
+    assumed.)
 
     Args:
         blocks: in the order in which they run.
@@ -915,10 +1046,15 @@ class BlockStack:
         self.tokens = streams.index(tokens) if tokens else 0
         self.call: Call | None = None
         self._before: torch.Tensor | None = None
-        for i, block in enumerate(blocks):
-            names = list(inspect.signature(block.forward).parameters)
+        self._after: torch.Tensor | None = None
+        for block in blocks:
+            names = list(inspect.signature(type(inside(block)).forward).parameters)[1:]
             places = {name: names.index(name) for name in streams if name in names}
-            patches.enter(block, partial(self._wrap, places=places, index=i, last=len(blocks) - 1))
+            if len(streams) == 1:
+                places.setdefault(streams[0], 0)
+            elif missing := set(streams) - set(places):
+                raise ValueError(f"{type(block).__name__}.forward has no argument {' or '.join(sorted(missing))}.")
+            patches.enter(block, functools.partial(self._wrap, places=places))
 
     @contextmanager
     def during(self, call: Call) -> Iterator[None]:
@@ -926,25 +1062,26 @@ class BlockStack:
         self.call = call
         try:
             yield
+            if self._before is not None and self._after is not None:
+                self.cache.keep(call, self._before, self._after)
         finally:
-            self.call = self._before = None
+            self.call = self._before = self._after = None
 
-    def _wrap(self, original: Method, places: dict[str, int], index: int, last: int) -> Method:
+    def _wrap(self, original: Method, places: dict[str, int]) -> Method:
         def forward(*args: Any, **kwargs: Any) -> Any:
             call = self.call
             if call is None:
                 return original(*args, **kwargs)
-            streams = [kwargs[n] if n in kwargs else args[places.get(n, 0)] for n in self.streams]
+            streams = [kwargs[n] if n in kwargs else args[places[n]] for n in self.streams]
+            first = self._before is None
+            if first:
+                self._before = streams[self.tokens]
             if not call.compute:
-                if index == 0:
+                if first:
                     streams[self.tokens] = self.cache.predict(call, streams[self.tokens])
                 return streams[0] if len(streams) == 1 else tuple(streams)
-            if index == 0:
-                self._before = streams[self.tokens]
             result = original(*args, **kwargs)
-            if index == last and self._before is not None:
-                self.cache.keep(call, self._before, result if len(streams) == 1 else result[self.tokens])
-                self._before = None
+            self._after = result if len(streams) == 1 else result[self.tokens]
             return result
 
         return forward
@@ -1375,9 +1512,10 @@ class MagCache:
     @staticmethod
     def _published(name: str | None) -> Ratios:
         if name not in RATIOS:
+            near = [n for n in RATIOS if name and n.startswith(name)] or list(RATIOS)
             raise ValueError(
                 f"MagCache has no published ratios for {name or 'this model'}; name one (model=..., --table) of "
-                f"{', '.join(RATIOS)}, or calibrate and pass the ratios file."
+                f"{', '.join(near)}, or calibrate and pass the ratios file."
             )
         branches = dict(zip(("cond", "uncond"), RATIOS[name], strict=False))
         return Ratios(len(branches["cond"]), branches, name, source=SOURCES[name])

@@ -1,5 +1,6 @@
 """What users combine a cache with: compilation, offloading, LoRA, batches, callbacks, threads, two experts."""
 
+import gc
 import threading
 
 import pytest
@@ -262,7 +263,7 @@ def test_two_experts_compute_every_step_exactly(boundary):
 def test_the_second_expert_starts_with_an_evaluation_of_its_own(policy):
     pipe = two_experts()
     switch = handover_of(pipe)
-    assert 3 < switch < 11
+    assert 3 < switch < 9
     calls = {"transformer": 0, "transformer_2": 0}
     for name in calls:
         getattr(pipe, name).proj_out.register_forward_hook(lambda *_, n=name: calls.__setitem__(n, calls[n] + 1))
@@ -270,10 +271,38 @@ def test_the_second_expert_starts_with_an_evaluation_of_its_own(policy):
         sample(pipe)
     summary = run.summary()
     assert switch in summary.computed
-    assert summary.reused
+    assert any(k < switch for k in summary.reused)
+    assert any(k > switch for k in summary.reused)
     assert calls["transformer"] == 2 * sum(k < switch for k in summary.computed)
     assert calls["transformer_2"] == 2 * sum(k >= switch for k in summary.computed)
     assert [b.name for b in summary.branches] == ["cond", "uncond"]
+
+
+@pytest.mark.parametrize("switch", [4, 5, 6, 9])
+@pytest.mark.parametrize("late", [False, True])
+def test_extrapolation_stays_exact_on_a_line_after_a_handover_or_a_late_branch(switch, late):
+    """Weights are for the planned steps; evaluations that come between must not take their place."""
+    from stepcache import StepCache, Trajectory
+
+    cache, plan = StepCache(TaylorSeer(3, 1)), TaylorSeer(3, 1).plan(24)
+    cache.begin(Trajectory(24))
+    reused = []
+    for k in range(24):
+        for key in ("cond", "uncond") if late and k >= switch else ("cond",):
+            x = torch.zeros(1)
+            call = cache.enter(key, x, owner=0 if late or k < switch else 1)
+            if call.compute:
+                cache.keep(call, x, torch.tensor([float(k)]))
+            else:
+                reused.append((key, k))
+                if len([c for c in plan.computed if c < k]) > 1:  # before that there is nothing but repetition
+                    assert cache.predict(call, x).item() == pytest.approx(k)
+                else:
+                    cache.predict(call, x)
+            cache.leave(call, x)
+        cache.step_over()
+    last = "uncond" if late else "cond"
+    assert sum(key == last and k > switch + 6 for key, k in reused) >= 5
 
 
 def test_nothing_of_the_first_expert_is_reused_by_the_second():
@@ -349,6 +378,94 @@ def test_a_stochastic_sampler_is_remarked_upon(pipe):
     assert any("adds fresh noise at every step" in w for w in run.summary().warnings)
 
 
+def test_distilled_models_are_remarked_upon(pipe):
+    pipe.transformer.register_to_config(use_meanflow=True)
+    with stepcache.accelerate(pipe, HALF) as run:
+        sample(pipe)
+    assert any("distilled to few steps" in w for w in run.summary().warnings)
+
+
+def test_teacache_where_the_time_embedder_stays_in_float32(pipe):
+    with stepcache.accelerate(pipe, TeaCache(0.15, True, model="wan2.1-t2v-1.3B")) as run:
+        sample(pipe, steps=20)
+    expected = run.summary().computed
+    half = tiny_pipe()
+    half.transformer.to(torch.bfloat16)
+    half.transformer.condition_embedder.time_embedder.to(torch.float32)
+    assert half.transformer.condition_embedder.time_proj.weight.dtype == torch.bfloat16
+    with stepcache.accelerate(half, TeaCache(0.15, True, model="wan2.1-t2v-1.3B")) as run:
+        sample(half, steps=20)
+    assert abs(len(run.summary().computed) - len(expected)) <= 2
+
+
+def test_a_pipeline_that_went_away_leaves_nothing_on_its_transformer():
+    first = tiny_pipe()
+    transformer = first.transformer
+    stepcache.enable(first, HALF)
+    del first
+    gc.collect()
+    assert "_compiled_call_impl" not in vars(transformer)
+    second = tiny_pipe()
+    second.transformer = transformer
+    with stepcache.accelerate(second, HALF) as run:
+        sample(second)
+    assert run.summary().computed == HALF.computed
+
+
+def test_step_counts_of_a_pipeline_that_shares_the_transformer(pipe):
+    """The other pipeline's own `_num_timesteps` is not read, and this one's is of an earlier run."""
+    from diffusers import WanPipeline
+
+    other = WanPipeline.from_pipe(pipe)
+    other.set_progress_bar_config(disable=True)
+    with stepcache.accelerate(pipe, Uniform(interval=3)) as run:
+        sample(pipe, steps=20)
+        sample(other, steps=12)
+        assert run.summary().num_steps == 12
+        assert run.summary().computed == (0, 3, 6, 9, 11)
+        sample(pipe, steps=20)
+        assert run.summary().num_steps == 20
+
+
+def test_the_recorded_plan_is_of_the_boundary_that_ran(pipe):
+    with stepcache.accelerate(pipe, Uniform(interval=3), boundary="blocks") as run:
+        sample(pipe)
+    assert run.summary().plan.boundary == "blocks"
+
+
+def test_a_plan_without_reuse_is_remarked_upon(pipe):
+    with stepcache.accelerate(pipe, Uniform(interval=1)) as run:
+        sample(pipe)
+    assert any("no step was reused" in w for w in run.summary().warnings)
+    with stepcache.accelerate(pipe, Off()) as run:
+        sample(pipe)
+    assert not run.summary().warnings
+
+
+def test_an_enabled_scheduler_can_be_copied_and_pickled(pipe):
+    import copy
+    import pickle
+
+    with stepcache.accelerate(pipe, HALF):
+        sample(pipe)
+        for twin in (copy.deepcopy(pipe.scheduler), pickle.loads(pickle.dumps(pipe.scheduler))):
+            assert twin.step.__self__ is twin
+    assert "step" not in vars(pipe.scheduler)
+
+
+def test_two_pipelines_with_one_scheduler_disabled_in_the_order_of_enabling():
+    first, second = tiny_pipe(0), tiny_pipe(7)
+    second.scheduler = first.scheduler
+    stepcache.enable(first, HALF)
+    stepcache.enable(second, HALF)
+    stepcache.disable(first)
+    with_second = sample(second)
+    stepcache.disable(second)
+    assert "step" not in vars(first.scheduler)
+    with stepcache.accelerate(second, HALF):
+        assert torch.equal(sample(second), with_second)
+
+
 def test_few_steps_are_remarked_upon(pipe):
     with stepcache.accelerate(pipe, Uniform(budget=3)) as run:
         sample(pipe, steps=4)
@@ -382,7 +499,9 @@ def test_a_shared_structure_is_nobody_for_certain():
     class Config:
         num_layers, num_attention_heads, attention_head_dim, in_channels = 60, 24, 128, 64
 
-    transformer = type("QwenImageTransformer2DModel", (torch.nn.Module,), {"config": Config})()
+    transformer = type(
+        "QwenImageTransformer2DModel", (torch.nn.Module,), {"config": Config, "forward": lambda s, x: x}
+    )()
     pipe = type("QwenImagePipeline", (), {"components": {"transformer": transformer}})()
     assert model_name(pipe) == "qwen-image or qwen-image-2512"
     with pytest.raises(ValueError, match="no published table for qwen-image or qwen-image-2512; name one"):

@@ -121,7 +121,7 @@ def test_resampling_on_request(clone):
     [
         ((*CACHED, "--lemica_step", 24), "10, 15, 20, 25 of 50 steps"),
         (("--enable_cache", "true", "--cache_type", "lemika"), "--cache_type lemika is unknown"),
-        (("--lemica_step", 25), "--lemica_step needs --enable_cache true --cache_type lemica"),
+        (("--lemica_step", 25), "LeMiCa's flags need --enable_cache true --cache_type lemica"),
         ((*CACHED, "--enable_step_distill", "true"), "no steps to spare"),
         ((*CACHED, "--model_path", "nowhere"), "--model_path 'nowhere' is not a folder"),
         ((*CACHED, "--no_such_flag", 1), "unrecognized arguments"),
@@ -148,7 +148,7 @@ def test_help_shows_both_sets_of_flags(clone):
 
 
 def test_nothing_is_left_after_an_error_or_a_run(clone):
-    """In one process: a failing run, then a plain one."""
+    """In one process: a run that breaks in the middle, then a good one."""
     code = (
         "import sys, json; sys.argv=['lemica_generate.py','--prompt','a','--resolution','480p','--model_path','ckpt',"
         "'--enable_cache','true','--cache_type','lemica','--output_path','x.mp4']\n"
@@ -157,6 +157,15 @@ def test_nothing_is_left_after_an_error_or_a_run(clone):
         "init=P.__init__\n"
         "def spy(self): init(self); made.append(self)\n"
         "P.__init__=spy\n"
+        "F=hyvideo.Transformer.forward; n=[0]\n"
+        "def breaks(self, *a, **k):\n"
+        "    n[0]+=1\n"
+        "    if n[0]==7: raise KeyError('broken')\n"
+        "    return F(self, *a, **k)\n"
+        "hyvideo.Transformer.forward=breaks; keep=list(sys.argv)\n"
+        "try: d.main(); raise SystemExit('did not break')\n"
+        "except KeyError: pass\n"
+        "hyvideo.Transformer.forward=F; sys.argv=keep\n"
         "d.main(); import generate; g=generate.generate_video\n"
         "P.__init__=init\n"
         "assert dict(vars(P))==before, 'class left patched'\n"
@@ -180,10 +189,10 @@ real = pytest.mark.skipif(
 )
 
 
-def real_run(tmp_path, name, script, *flags):
+def real_run(tmp_path, name, script, *flags, runner=None):
     shutil.copy(SCRIPT, REAL["HY15_ROOT"])
     out = tmp_path / f"{name}.json"
-    command = [*shlex.split(REAL["HY15_RUNNER"]), script, "--dtype", "fp32", "--resolution", "480p"]
+    command = [*(runner or shlex.split(REAL["HY15_RUNNER"])), script, "--dtype", "fp32", "--resolution", "480p"]
     command += ["--model_path", REAL["HY15_CKPT"], "--prompt", "a cat", "--seed", "1", "--sr", "false"]
     command += ["--offloading", "false", "--group_offloading", "false", "--video_length", "13"]
     command += ["--output_path", str(tmp_path / f"{name}.mp4"), *map(str, flags)]
@@ -196,10 +205,29 @@ def real_run(tmp_path, name, script, *flags):
 @real
 @pytest.mark.slow
 def test_real_budgets(tmp_path):
+    """The timesteps at which blocks really ran are the published ones."""
+    timesteps = [c["t"] for c in real_run(tmp_path, "all", "generate.py")[0]["calls"]]
     for budget in (25, 20, 15, 10):
-        done, _ = real_run(tmp_path, f"b{budget}", "lemica_generate.py", *CACHED, "--lemica_step", budget)
-        assert done["summary"]["stack_full"] == budget
-        assert done["summary"]["block_execs"] == 4 * budget
+        for boundary in ("output", "blocks"):
+            flags = (*CACHED, "--lemica_step", budget, "--boundary", boundary)
+            done, _ = real_run(tmp_path, f"b{budget}{boundary}", "lemica_generate.py", *flags)
+            ran = [c["t"] for c in done["calls"] if c["blocks"]]
+            assert ran == [timesteps[k] for k in SCHEDULES["hunyuanvideo-1.5"][1][budget]]
+            assert done["summary"]["block_execs"] == 4 * budget
+
+
+@real
+@pytest.mark.slow
+def test_real_two_ranks(tmp_path):
+    """Upstream's sequence parallelism over two processes."""
+    runner = shlex.split(REAL["HY15_RUNNER"])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launcher = [runner[0], "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_addr=127.0.0.1"]
+    launcher += [f"--master_port={port}", *runner[1:]]
+    done, _ = real_run(tmp_path, "two", "lemica_generate.py", *CACHED, "--lemica_step", 15, runner=launcher)
+    assert done["summary"]["stack_full"] == 15
 
 
 @real

@@ -140,16 +140,97 @@ def test_prediction_at_the_blocks_boundary():
 
 def test_reuse_of_differences_needs_alike_input_and_output():
     """Open-Sora's model returns twice the channels it is given."""
+    model = STDiT()
     with (
-        stepcache.attach(STDiT(), EasyCache(0.1, 2), **OPEN_SORA) as run,
+        stepcache.attach(model, EasyCache(0.1, 2), **OPEN_SORA),
         pytest.raises(ValueError, match="use a policy that reuses the output itself"),
     ):
-        rectified_flow_of(run)
+        rectified_flow(model)
 
 
-def rectified_flow_of(run):
-    model = next(t for t, *_ in run._patches._undo)
-    return rectified_flow(model)
+def test_an_exception_in_the_first_call_shifts_nothing():
+    model, plan = STDiT(), Uniform(budget=12).plan(30)
+    with stepcache.attach(model, plan, **OPEN_SORA) as run:
+        expected = rectified_flow(model)
+        inp, model.inp = model.inp, torch.nn.Linear(5, 16)
+        with pytest.raises(RuntimeError):
+            rectified_flow(model)
+        model.inp = inp
+        assert torch.equal(rectified_flow(model), expected)
+    assert run.summary().computed == plan.computed
+
+
+@torch.no_grad()
+def churned(model, steps=12):
+    """Timesteps that rise a little before every fall, as samplers that add noise make them."""
+    z = torch.randn(1, 4, 3, 4, 4, generator=torch.Generator().manual_seed(3))
+    y = torch.randn(1, 5, 16, generator=torch.Generator().manual_seed(1))
+    for i in range(steps):
+        for t in (1000 - 60 * i, 1000 - 60 * i - 80):
+            z = z - model(z, torch.tensor([float(t)]), y).chunk(2, dim=1)[0] / (2 * steps)
+    return z
+
+
+def test_a_sampler_that_goes_back_a_little_is_one_trajectory():
+    model, plan = STDiT(), Uniform(interval=3).plan(24)
+    with stepcache.attach(model, plan, sample="x", timestep="timestep", num_steps=24) as run:
+        churned(model)
+    assert run.summary().computed == plan.computed
+
+
+@torch.no_grad()
+def anew(model, steps=12):
+    """Two branches whose prompts are new tensors at every call."""
+    z = torch.randn(1, 4, 3, 4, 4, generator=torch.Generator().manual_seed(3))
+    prompts = [torch.randn(1, 5, 16, generator=torch.Generator().manual_seed(s)) for s in (1, 2)]
+    for i in range(steps):
+        t = torch.tensor([1000 * (1 - i / steps)])
+        cond, uncond = (model(z, t, y.clone()).chunk(2, dim=1)[0] for y in prompts)
+        z = z + (uncond + 4 * (cond - uncond)) / steps
+    return z
+
+
+def test_prompts_made_anew_are_known_by_their_content():
+    model, plan = STDiT(), Plan(12, (0, 1, 4, 8, 11))
+    with stepcache.attach(model, plan, sample="x", timestep="timestep", condition="y", num_steps=12) as run:
+        assert torch.equal(anew(model), anew(model))
+    assert [b.computed for b in run.summary().branches] == [plan.computed] * 2
+    with (
+        stepcache.attach(model, plan, sample="x", condition="y", num_steps=12),
+        pytest.raises(ValueError, match="they seem to be new tensors at every call"),
+    ):
+        anew(model)
+
+
+def test_two_calls_at_one_timestep_without_a_condition_are_warned_about():
+    model = STDiT()
+    with (
+        stepcache.attach(model, Off(), sample="x", timestep="timestep", num_steps=12),
+        pytest.warns(UserWarning, match="name the argument that tells them apart"),
+    ):
+        two_calls(model)
+
+
+def test_an_output_that_is_written_into_is_refused():
+    model = STDiT()
+    with (
+        stepcache.attach(model, Plan(12, (0, 11)), sample="x", num_steps=12),
+        pytest.raises(ValueError, match="changed in place by the code that received it"),
+        torch.no_grad(),
+    ):
+        for i in range(12):
+            model(torch.ones(1, 4, 1, 2, 2), torch.tensor([1.0 - i / 12]), torch.ones(1, 5, 16)).mul_(2)
+
+
+def test_a_second_cache_on_a_module_is_refused_and_order_of_detaching_is_free():
+    model, other = STDiT(), STDiT()
+    run = stepcache.attach(model, Off(), **OPEN_SORA)
+    with pytest.raises(ValueError, match="this STDiT carries a cache already"):
+        stepcache.attach(model, Off(), **OPEN_SORA)
+    second = stepcache.attach(other, Off(), **OPEN_SORA)
+    run.detach()
+    second.detach()
+    assert "_compiled_call_impl" not in vars(model) | vars(other)
 
 
 def test_two_modules_of_one_class_share_nothing():

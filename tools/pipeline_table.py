@@ -102,8 +102,7 @@ def table(rows: list[Row]) -> str:
         "Made by `python tools/pipeline_table.py --out docs/pipelines.md`, which really runs every pipeline below with a",
         "small random transformer: uncached; through the cache with every step computed (bit-identical); with every",
         "second step reused, twice (calls counted by hooks, the second run equal to the first); uncached again.",
-        f"diffusers {diffusers.__version__}, torch {torch.__version__.split('+')[0]}: {len(works)} of {len(rows)} work at "
-        "`output`.",
+        f"diffusers {diffusers.__version__}, torch {torch.__version__.split('+')[0]}: {len(works)} of {len(rows)} work.",
         "",
         "`output` needs no code for a model. `blocks` needs one row of `BLOCKS` in `stepcache/hosts/diffusers.py`.",
         "Branches: transformer calls a step (guidance in a call of its own makes two).",

@@ -14,8 +14,11 @@ Grammar (brackets: chosen at random, bar: alternatives):
     place      := "on the left" | "on the right" | "at the top" | "at the bottom" | "in the middle"
     background := "a" ground texture "background"
 
-(A bouncing subject is never said to be at the top or the bottom.) Places are there for the directions' sake: "moving
-left" says where the subject is at what time, which is learned only after it is known that words can say where.
+(A bouncing subject is never said to be at the top or the bottom.)
+
+Two things are there for the directions' sake. "Moving left" says where the subject is at what time. Wan's attention
+sees relative positions only, so first of all it must find out which side is which: the same light falls on every
+clip, from the lower right. And "on the left" says where alone, which is learned before where and when together.
 """
 
 from __future__ import annotations
@@ -48,6 +51,8 @@ PLACES = {
     "at the bottom": (0, 1),
     "in the middle": (0, 0),
 }
+LIGHT = (0.10, 0.10)
+"""How much brighter the right edge is than the middle, and the lower edge, added to every pixel."""
 SIZES = {"small": 0.15, "": 0.19, "big": 0.24}
 GROUNDS = {  # muted on purpose: an object's colour can be found by saturation alone
     "black": ((0.05, 0.05, 0.06), (0.17, 0.17, 0.19)),
@@ -179,7 +184,8 @@ def _render_one(scene: Scene) -> torch.Tensor:
         alpha = _coverage(subject, x, y, time)
         colour = torch.tensor(COLOURS[subject.colour]).view(3, 1, 1, 1)
         clip = clip + (colour - clip) * alpha
-    return clip
+    light = LIGHT[0] * (2 * x - 1) + LIGHT[1] * (2 * y - 1)
+    return (clip + light).clamp(0, 1)
 
 
 def _texture(scene: Scene, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

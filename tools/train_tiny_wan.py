@@ -344,7 +344,7 @@ def train_dit(
     run = Run({"transformer": transformer, "text": encoder}, args.work / "dit", args.lr, args.steps, ema=0.999)
     forward = torch.compile(transformer) if args.compile else transformer
     for i in run.iterations("dit"):
-        attention.pad(1.0 if args.init_from else min(1.0, 2 * i / args.steps))
+        attention.pad(1.0 if args.init_from else min(1.0, max(0.0, (i / args.steps - 0.3) / 0.4)))
         g = torch.Generator().manual_seed(args.seed * 1_000_003 + i)
         pick = torch.randint(0, len(latents), (args.batch,), generator=g)
         x0 = latents[pick].float()

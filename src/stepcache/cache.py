@@ -17,6 +17,8 @@ import torch.distributed as dist
 
 from stepcache.plan import BOUNDARIES, Boundary, Plan, Trajectory, timeline
 
+MAX_BRANCHES = 16
+"""More conditions than any guidance has in one run."""
 FEW_STEPS = 10
 """Below this many steps neighbouring evaluations differ so much that reuse rarely pays (see docs/methods.md)."""
 
@@ -90,6 +92,7 @@ class Call:
     branch: str
     compute: bool
     forced: bool
+    planned: bool
     leader: bool
     last: bool
     start: Any
@@ -103,6 +106,7 @@ class _Branch:
     key: Hashable = None
     holder: Any = None
     features: list[torch.Tensor] = field(default_factory=list)
+    versions: list[int] = field(default_factory=list)
     nodes: list[int] = field(default_factory=list)
     owner: Hashable = None
     shape: torch.Size | None = None
@@ -114,6 +118,7 @@ class _Branch:
     def drop(self) -> None:
         """Free the features, and with them the claim to have any."""
         self.features.clear()
+        self.versions.clear()
         self.nodes.clear()
 
 
@@ -156,7 +161,7 @@ class StepCache:
         self._branches: list[_Branch] = []
         self._visited: set[str] = set()
         self.own = None
-        self._step, self._decision, self._step_over = -1, True, False
+        self._step, self._decision, self._planned, self._step_over = -1, True, True, False
         self._owner: Hashable = None
         self._scheduled: list[int] = []  # steps that were computed by decision
         self._forced: list[tuple[int, str]] = []
@@ -170,7 +175,9 @@ class StepCache:
         self._clear()
         self.run = replace(run, boundary=self.boundary)
         self._decider = self.policy.begin(self.run)
-        self._plan, self._expects_reuse = self._decider.plan, self._decider.history > 0
+        plan = self._decider.plan
+        self._plan = None if plan is None else replace(plan, boundary=self.boundary)
+        self._expects_reuse = self._decider.history > 0 if plan is None else plan.method != "none"
 
     def end(self) -> None:
         """Free all tensors; the summary of the run stays readable."""
@@ -184,8 +191,12 @@ class StepCache:
         self._step_over = True
 
     def knows_own(self, shape: torch.Size) -> None:
-        """The latent that the sampler works on has this shape; the output may have condition tokens behind it."""
-        if self.own and len(shape) == len(self.own) and all(a <= b for a, b in zip(shape, self.own, strict=True)):
+        """The latent that the sampler works on has this shape.
+
+        The output may have condition tokens behind it: shapes (batch, tokens, channels). In grids a smaller latent
+        means other things (a first frame that is given), so they are left as they are.
+        """
+        if self.own and len(shape) == len(self.own) == 3 and all(a <= b for a, b in zip(shape, self.own, strict=True)):
             self.own = shape
 
     def enter(self, key: Hashable, x: torch.Tensor, *, holder: Any = None, owner: Hashable = None) -> Call:
@@ -213,6 +224,11 @@ class StepCache:
             self._next_step(decider, x, owner)
         leader = not self._visited
         if branch is None:
+            if len(self._branches) >= MAX_BRANCHES:
+                raise ValueError(
+                    f"more than {MAX_BRANCHES} different conditions in one run: they seem to be new tensors at every "
+                    "call, so branches cannot be told apart; pass the same ones (attach: name the timestep as well)."
+                )
             branch = _Branch(self._name(key))
             self._branches.append(branch)
         branch.key, branch.holder = key, holder
@@ -226,7 +242,8 @@ class StepCache:
         branch.last_step, branch.shape, branch.owner = self._step, x.shape, owner
         if forced:
             self._forced.append((self._step, branch.name))
-        return Call(self._step, branch.name, self._decision or forced, forced, leader, last, start)
+        compute = self._decision or forced
+        return Call(self._step, branch.name, compute, forced, self._planned, leader, last, start)
 
     def _find(self, key: Hashable, holder: Any) -> _Branch | None:
         for branch in self._branches:
@@ -247,8 +264,9 @@ class StepCache:
         for branch in self._branches:  # guidance switched off, or left to another transformer: free it
             if branch.last_step < self._step - 1:
                 branch.drop()
-        self._decision = self._agree(decider, narrow(x, self.own)) or handover
-        if self._decision:
+        self._planned = self._agree(decider, narrow(x, self.own))
+        self._decision = self._planned or handover
+        if self._planned:
             self._scheduled.append(self._step)
 
     def _lacking(self, branch: _Branch, count: int) -> bool:
@@ -256,7 +274,7 @@ class StepCache:
         wanted = self._scheduled[: -count - 1 : -1]
         if count == 1:  # computed for want of a feature since then: newer than wanted is as good
             return not branch.nodes or branch.nodes[0] < wanted[0]
-        return branch.nodes[:count] != wanted
+        return branch.nodes[:count] != wanted[:count]
 
     def keep(self, call: Call, x: torch.Tensor, output: torch.Tensor) -> None:
         """Keep what an evaluation gave: latents in and out, or tokens before and after the block stack.
@@ -265,13 +283,15 @@ class StepCache:
             ValueError: the policy reuses output minus input, and the two are not alike.
         """
         branch, decider = self._state(call)
-        feature, x = None, narrow(x, output.shape)
+        feature, x = None, narrow(x, output.shape) if self.boundary == "output" else x
         if self._relative(decider) and x.shape != output.shape:
             raise ValueError(
                 f"{self.policy} reuses the difference of output and input, but this model maps {tuple(x.shape)} to "
                 f"{tuple(output.shape)}; use a policy that reuses the output itself, such as lemica."
             )
-        if decider.history and not call.last:
+        # Weights over several outputs were made for the planned steps: others would only stand between them.
+        wanted = decider.history == 1 or (decider.history > 1 and call.planned)
+        if wanted and not call.last:
             feature = _float(output) - _float(x) if self._relative(decider) else output.detach()
             if self.cache_device is not None:
                 feature = feature.to(self.cache_device, non_blocking=True)
@@ -280,20 +300,35 @@ class StepCache:
         decider.observe(call, narrow(x, own), narrow(output, own), None if feature is None else narrow(feature, own))
         branch.dtype = output.dtype
         branch.computed.append(call.step)
-        branch.features[:] = [] if feature is None else [feature, *branch.features[: decider.history - 1]]
-        branch.nodes[:] = [call.step, *branch.nodes][: decider.history]
+        if feature is not None:
+            branch.features[:] = [feature, *branch.features][: decider.history]
+            branch.versions[:] = [_version(feature), *branch.versions][: decider.history]
+            branch.nodes[:] = [call.step, *branch.nodes][: decider.history]
+        elif call.last:
+            branch.drop()
         self._weigh(decider)
 
     def predict(self, call: Call, x: torch.Tensor) -> torch.Tensor:
-        """The output of a reused call from the branch's features; as the model's own, it must not be written into."""
+        """The output of a reused call from the branch's features; as the model's own, it must not be written into.
+
+        Raises:
+            ValueError: an output was written into after it was returned.
+        """
         branch, decider = self._state(call)
         weights = decider.weights(call.step)
+        if any(_version(f) != v for f, v in zip(branch.features, branch.versions, strict=True)):
+            raise ValueError(
+                "the model's output was changed in place by the code that received it, so it cannot be reused; "
+                "let that code work on a copy."
+            )
         features = [f.to(x.device, non_blocking=True) for f in branch.features[: len(weights)]]
-        output = features[0] if weights[0] == 1.0 else features[0] * weights[0]
-        for weight, feature in zip(weights[1:], features[1:], strict=True):
-            output = torch.add(output, feature, alpha=weight)
+        output = features[0]
+        if weights != (1.0,):  # a sum with cancellation: not in half precision
+            output = _float(output) * weights[0]
+            for weight, feature in zip(weights[1:], features[1:], strict=True):
+                output = torch.add(output, feature, alpha=weight)
         if self._relative(decider):
-            output = narrow(x, output.shape) + output
+            output = (narrow(x, output.shape) if self.boundary == "output" else x) + output
         branch.reused.append(call.step)
         if call.last:
             branch.drop()
@@ -354,6 +389,11 @@ def narrow(x: torch.Tensor, shape: torch.Size | None) -> torch.Tensor:
 def _equal(a: Any, b: Any) -> bool:
     tensors = isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor)
     return tensors and a.shape == b.shape and a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
+
+
+def _version(x: torch.Tensor) -> int:
+    """How often the tensor was written into; tensors made in inference mode do not count."""
+    return 0 if x.is_inference() else x._version
 
 
 def _float(x: torch.Tensor) -> torch.Tensor:
@@ -455,8 +495,8 @@ def _summarise(cache: StepCache) -> RunSummary:
     num_steps = cache.run.num_steps if cache.run else 0
     if spans and cache._expects_reuse and not any(b.reused for b in branches):
         warnings.append("no step was reused: the settings never allowed it")
-    if cache.run and not spans:
-        warnings.append("the transformer was not called once since the run began")
+    if not spans:
+        warnings.append("no call of the transformer was seen: nothing has run yet, or it was replaced meanwhile")
     if 0 < num_steps < FEW_STEPS and cache._expects_reuse:
         warnings.append(f"only {num_steps} steps: neighbouring steps differ too much for reuse to make sense")
     if cache._forced:

@@ -33,8 +33,9 @@ def all_presets() -> tuple[Preset, ...]:
         for model, (steps, table) in lemica.SCHEDULES.items()
     ]
     for model, branches in magcache.RATIOS.items():
-        experts = model.endswith("A14B")  # what is computed depends on where the second transformer takes over
-        budgets = () if experts else (MagCache(model=model).plan().budget,)
+        # none where no setting was recommended, or where it depends on when the second transformer takes over
+        known = model in magcache.RECOMMENDED and not model.endswith("A14B")
+        budgets = (MagCache(model=model).plan().budget,) if known else ()
         found.append(Preset(model, "magcache", len(branches[0]), budgets, magcache.SOURCES[model]))
     found += [Preset(model, "teacache", 50, (), teacache.SOURCE) for model in teacache.COEFFICIENTS]
     return tuple(sorted(found, key=lambda p: (p.model, p.method)))
@@ -57,7 +58,7 @@ def preset(name: str, budget: int | None = None) -> LeMiCa | MagCache | TeaCache
         return MagCache(model=chosen.model)
     if chosen.method == "teacache":
         return TeaCache(model=chosen.model)
-    policy = LeMiCa(budget or chosen.budgets[0], chosen.model)
+    policy = LeMiCa(chosen.budgets[0] if budget is None else budget, chosen.model)
     policy.plan()
     return policy
 

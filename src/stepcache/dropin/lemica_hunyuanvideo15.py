@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import socket
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from stepcache.dropin.common import add_boundary, fail, leads, say
-from stepcache.hosts.hunyuanvideo15 import MODEL, CacheHelper, install
+from stepcache.hosts.hunyuanvideo15 import MODEL, CacheHelper, DoesNotFit, install
 from stepcache.policies.lemica import LeMiCa
 
 CACHE_TYPES = ("lemica", "deepcache", "teacache", "taylorcache")
@@ -69,11 +70,11 @@ def main() -> None:
 
 def choose(own: argparse.Namespace, args: argparse.Namespace) -> LeMiCa | None:
     """The policy, checked before anything is loaded; `None`: upstream's process. ValueError, FileNotFoundError."""
-    if args.cache_type not in CACHE_TYPES:
+    if args.enable_cache and args.cache_type not in CACHE_TYPES:
         raise ValueError(f"--cache_type {args.cache_type} is unknown; expected one of {', '.join(CACHE_TYPES)}.")
     if not (args.enable_cache and args.cache_type == "lemica"):
-        if own.lemica_step is not None:
-            raise ValueError("--lemica_step needs --enable_cache true --cache_type lemica.")
+        if own.lemica_step is not None or own.lemica_resample or own.boundary != "output":
+            raise ValueError("LeMiCa's flags need --enable_cache true --cache_type lemica.")
         return None
     if args.enable_step_distill:
         raise ValueError(
@@ -82,6 +83,9 @@ def choose(own: argparse.Namespace, args: argparse.Namespace) -> LeMiCa | None:
     policy = LeMiCa(25 if own.lemica_step is None else own.lemica_step, MODEL, own.lemica_resample, own.boundary)
     for note in policy.plan(num_steps=args.num_inference_steps).notes:
         say(note)
+    if args.cfg_distilled or args.sparse_attn:
+        say("the schedules were published for the model that is not distilled; nothing is known about this one.")
+    args.lemica_step, args.boundary = policy.budget, policy.boundary  # into upstream's record of the generation
     if not Path(args.model_path).is_dir() and args.model_path.count("/") != 1:
         raise FileNotFoundError(f"--model_path {args.model_path!r} is not a folder; download the checkpoint first.")
     return policy
@@ -112,7 +116,7 @@ def _generate(
     pipeline.create_pipeline = classmethod(create_pipeline)
     try:
         generate_video(args)
-    except ValueError as error:
+    except DoesNotFit as error:
         fail(str(error))
     finally:
         pipeline.create_pipeline = create
@@ -148,10 +152,12 @@ def _check_place() -> None:
 
 def _upstream() -> Any:
     """Upstream's `generate`, which starts its process group on import: for one process, as torchrun would."""
-    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
-        os.environ.setdefault(name, value)
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    os.environ.setdefault("MASTER_PORT", "29500")
+    if "RANK" not in os.environ:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     return importlib.import_module("generate")
 
 

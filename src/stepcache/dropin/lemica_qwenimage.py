@@ -23,7 +23,7 @@ from stepcache.policies.lemica import LeMiCa
 BUDGETS = {"slow": 25, "medium": 17, "fast": 10}
 TABLES = {"Qwen/Qwen-Image": "qwen-image", "Qwen/Qwen-Image-2512": "qwen-image-2512"}
 """Hub id -> whose schedules; a folder could hold either, so it must be said (--table)."""
-SIZES = "1328*1328, 1664*928, 928*1664, 1472*1140, 1140*1472, 1584*1056 and 1056*1584"
+SIZES = "1328*1328, 1664*928, 928*1664, 1472*1104, 1104*1472, 1584*1056 and 1056*1584"
 
 
 def parser() -> argparse.ArgumentParser:

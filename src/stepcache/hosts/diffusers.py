@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch.utils import _pytree as pytree
 
 from stepcache.cache import Policy, RunSummary, StepCache
-from stepcache.hosts.patching import BlockStack, Entrance, Method, Patches
+from stepcache.hosts.patching import BlockStack, Entrance, Method, Patches, inside
 from stepcache.plan import Boundary, Modulation, Plan, Trajectory
 from stepcache.policies.fixed import as_policy
 
@@ -56,17 +56,23 @@ BLOCKS = {
     "WanTransformer3DModel": Blocks(("blocks",)),
 }
 
-RELEASED = {  # (transformer, layers, single layers, heads, input channels, transformers): published names
+MARKS = ("guidance_embeds", "pos_embed_seq_len", "zero_cond_t", "use_meanflow")
+"""Settings that tell models of one size apart: distilled or not, first and last frame or first only."""
+RELEASED = {  # (transformer, layers, single layers, heads, input channels, transformers, marks): published names
     ("WanTransformer3DModel", 30, 0, 12, 16, 1): ("wan2.1-t2v-1.3B",),
     ("WanTransformer3DModel", 40, 0, 40, 16, 1): ("wan2.1-t2v-14B",),
     ("WanTransformer3DModel", 40, 0, 40, 36, 1): ("wan2.1-i2v-14B",),
     ("WanTransformer3DModel", 40, 0, 40, 16, 2): ("wan2.2-t2v-A14B",),
     ("WanTransformer3DModel", 40, 0, 40, 36, 2): ("wan2.2-i2v-A14B",),
     ("WanTransformer3DModel", 30, 0, 24, 48, 1): ("wan2.2-ti2v-5B-t2v", "wan2.2-ti2v-5B-i2v"),
+    ("HunyuanVideoTransformer3DModel", 20, 40, 24, 16, 1, "guidance_embeds"): (
+        "hunyuanvideo-720p",
+        "hunyuanvideo-544p",
+    ),
     ("HunyuanVideo15Transformer3DModel", 54, 0, 16, 65, 1): ("hunyuanvideo-1.5",),
     ("QwenImageTransformer2DModel", 60, 0, 24, 64, 1): ("qwen-image", "qwen-image-2512", "qwen-image-edit"),
-    ("FluxTransformer2DModel", 19, 38, 24, 64, 1): ("flux.1-dev", "flux.1-kontext"),
-    ("Flux2Transformer2DModel", 8, 48, 48, 128, 1): ("flux.2-dev",),
+    ("FluxTransformer2DModel", 19, 38, 24, 64, 1, "guidance_embeds"): ("flux.1-dev", "flux.1-kontext"),
+    ("Flux2Transformer2DModel", 8, 48, 48, 128, 1, "guidance_embeds"): ("flux.2-dev",),
 }
 """Structures of released checkpoints. One that several share is none of them for certain: the user must say which."""
 PIPELINES = {
@@ -90,6 +96,8 @@ PIPELINES = {
 class Run:
     """An accelerated pipeline: what `enable` returns and `accelerate` yields."""
 
+    finalizer: weakref.finalize
+
     def __init__(self, cache: StepCache, patches: Patches, transformers: list[torch.nn.Module]) -> None:
         self.cache, self._patches = cache, patches
         self._transformers = weakref.WeakSet(transformers)
@@ -99,8 +107,7 @@ class Run:
         """What the last generation (or the one under way) did: fields, and text when printed."""
         return self.cache.summary()
 
-    def stop(self) -> None:
-        """Restore the pipeline and free the cache; the summary stays."""
+    def _stop(self) -> None:
         self._patches.restore()
         self.cache.end()
         _ENTERED.difference_update(self._transformers)
@@ -144,6 +151,7 @@ def enable(
         patches.restore()
         raise
     run = _RUNS[pipe] = Run(cache, patches, list(transformers.values()))
+    run.finalizer = weakref.finalize(pipe, run._stop)  # its transformer may live on in another pipeline
     return run
 
 
@@ -151,7 +159,7 @@ def disable(pipe: Any) -> None:
     """Restore the pipeline exactly and free the cache. Harmless when nothing is enabled."""
     run = _RUNS.pop(pipe, None)
     if run is not None:
-        run.stop()
+        run.finalizer()
 
 
 @contextmanager
@@ -174,7 +182,8 @@ def model_name(pipe: Any) -> str:
     names = ("num_layers", "num_single_layers", "num_attention_heads", "in_channels")
     layers, singles, heads, channels = (_whole(getattr(c, n, None)) for n in names)
     count = 1 if getattr(pipe, "transformer_2", None) is None else 2
-    known = RELEASED.get((cls, layers, singles, heads, channels, count), ())
+    marks = tuple(n for n in MARKS if getattr(c, n, None))
+    known = RELEASED.get((cls, layers, singles, heads, channels, count, *marks), ())
     fitting = [n for n in known if PIPELINES.get(n, type(pipe).__name__) == type(pipe).__name__]
     if fitting:
         return " or ".join(fitting)
@@ -185,11 +194,6 @@ def model_name(pipe: Any) -> str:
 
 def _whole(value: Any) -> int:
     return value if isinstance(value, int) else 0
-
-
-def _inside(module: Any) -> Any:
-    """The module that torch.compile wrapped, or the module itself."""
-    return getattr(module, "_orig_mod", module)
 
 
 def _transformers(pipe: Any) -> dict[str, torch.nn.Module]:
@@ -220,18 +224,19 @@ class _Host:
         self.pipe, self.cache, self.patches = weakref.ref(pipe), cache, patches
         self.transformers = weakref.WeakValueDictionary(transformers)
         self.context: str | None = None
-        self.timesteps: Any = None
-        self.scheduler: Any = None
+        self.scheduler = pipe.scheduler
+        self.timesteps = getattr(pipe.scheduler, "timesteps", None)  # of no run of ours
+        patches.set(pipe.scheduler, "step", self._scheduler_step)
         for name, module in transformers.items():
-            if cache.boundary == "blocks" and (module is not _inside(module) or module._compiled_call_impl):
+            if cache.boundary == "blocks" and (module is not inside(module) or module._compiled_call_impl):
                 raise ValueError(
                     "the transformer is compiled as a whole, so its blocks cannot be entered one by one; compile the "
                     "blocks instead (compile_repeated_blocks), or use boundary output."
                 )
-            blocks = _block_stack(_inside(module), cache, patches) if cache.boundary == "blocks" else None
-            patches.enter(module, self._enter(name, _inside(module), Entrance(cache, blocks)))
+            blocks = _block_stack(inside(module), cache, patches) if cache.boundary == "blocks" else None
+            patches.enter(module, self._enter(name, inside(module), Entrance(cache, blocks)))
             if hasattr(module, "cache_context"):
-                patches.set(_inside(module), "cache_context", self._cache_context)
+                patches.set(inside(module), "cache_context", self._cache_context)
 
     def _cache_context(self, original: Method) -> Method:
         @contextmanager
@@ -248,10 +253,14 @@ class _Host:
 
     def _enter(self, name: str, module: Any, entrance: Entrance) -> Callable[[Method], Method]:
         names = list(inspect.signature(type(module).forward).parameters)[1:]
+        if names[:1] in ([], ["args"]):
+            raise ValueError(f"{type(module).__name__}.forward does not say what its arguments are; unwrap it first.")
 
         def make(original: Method) -> Method:
             def call(*args: Any, **kwargs: Any) -> Any:
                 self._announce()
+                if self.cache.run is None:  # outside of the denoising loop, before the first set_timesteps
+                    return original(*args, **kwargs)
                 given = {**dict(zip(names, args, strict=False)), **kwargs}
                 key, holder = self._branch(given)
                 return entrance(original, args, kwargs, given[names[0]], key, holder, owner=name)
@@ -275,24 +284,25 @@ class _Host:
         pipe = self.pipe()
         scheduler = getattr(pipe, "scheduler", None)
         timesteps = getattr(scheduler, "timesteps", None)
-        if pipe is None or timesteps is None or timesteps is self.timesteps:
+        if timesteps is None or timesteps is self.timesteps:
             return
         self._check_entrance()
-        if scheduler is not self.scheduler:
+        if scheduler is not self.scheduler:  # replaced since
             self.patches.set(scheduler, "step", self._scheduler_step)
             self.scheduler = scheduler
         self.cache.begin(_trajectory(pipe, scheduler, timesteps))
         self.timesteps = timesteps
 
     def _check_entrance(self) -> None:
-        components = getattr(self.pipe(), "components", {})
-        if self.patches.overridden() or any(components.get(n) is not m for n, m in self.transformers.items()):
+        pipe = self.pipe()
+        if self.patches.overridden() or any(getattr(pipe, n) is not m for n, m in self.transformers.items()):
             raise ValueError(
                 "the pipeline's transformer was compiled or replaced after the cache was enabled; enable it last."
             )
 
     def _scheduler_step(self, original: Method) -> Method:
         def step(*args: Any, **kwargs: Any) -> Any:
+            self._check_entrance()
             self.cache.step_over()
             sample = kwargs.get("sample", args[2] if len(args) > 2 else None)
             if isinstance(sample, torch.Tensor):
@@ -309,13 +319,22 @@ def _block_stack(transformer: torch.nn.Module, cache: StepCache, patches: Patche
             f"the blocks of {type(transformer).__name__} are not known; use boundary output, which any transformer "
             f"has, or one of {', '.join(BLOCKS)}."
         )
+    if getattr(transformer, "_parallel_config", None) is not None:
+        raise ValueError("the blocks see shards of the tokens under context parallelism; use boundary output.")
     blocks = [block for name in row.lists for block in getattr(transformer, name)]
     return BlockStack(cache, blocks, patches, row.streams, tokens="hidden_states")
 
 
+class _Read(int):
+    """A pipeline's `_num_timesteps` that we have read; it sets a new one for every run."""
+
+
 def _trajectory(pipe: Any, scheduler: Any, timesteps: torch.Tensor) -> Trajectory:
     """What the pipeline is about to do. With `strength` (image to image) it walks only the last of the timesteps."""
-    steps = getattr(pipe, "_num_timesteps", None) or len(timesteps) - (getattr(scheduler, "begin_index", None) or 0)
+    steps = len(timesteps) - (getattr(scheduler, "begin_index", None) or 0)
+    said = getattr(pipe, "_num_timesteps", None)
+    if isinstance(said, int) and not isinstance(said, _Read):  # what we read before is of an earlier run
+        steps, pipe._num_timesteps = min(steps, said), _Read(said)
     values = [float(t) for t in timesteps.tolist()][-steps:]
     config = scheduler.config
     shift = None if config.get("use_dynamic_shifting") else config.get("flow_shift", config.get("shift"))
@@ -347,21 +366,24 @@ def _modulation(transformer: Any) -> Modulation | None:
         if weight.is_meta:
             raise ValueError("the time embedder's weights are offloaded one by one; offload whole models instead.")
         e = embedder.time_embedder(embedder.timesteps_proj(torch.tensor([timestep], device=weight.device)).to(weight))
+        e = e.to(embedder.time_proj.weight)  # the embedder stays in float32 where the rest is in bfloat16
         return e, embedder.time_proj(embedder.act_fn(e))
 
     return modulation
 
 
 def _first(pipe: Any) -> Any:
-    return _inside(next(m for n, m in pipe.components.items() if n.startswith("transformer") and m is not None))
+    return inside(next(m for n, m in pipe.components.items() if n.startswith("transformer") and m is not None))
 
 
 def _remarks(pipe: Any, scheduler: Any, steps: int) -> tuple[str, ...]:
     """Reasons to doubt that neighbouring steps of this run are alike."""
     remarks, config, name = [], scheduler.config, type(scheduler).__name__
-    if getattr(pipe.config, "is_distilled", False) or getattr(_first(pipe).config, "use_meanflow", False):
+    model = _first(pipe)
+    schnell = type(model).__name__ == "FluxTransformer2DModel" and not getattr(model.config, "guidance_embeds", True)
+    if getattr(pipe.config, "is_distilled", False) or getattr(model.config, "use_meanflow", False) or schnell:
         remarks.append(f"this model is distilled to few steps, each of which does the work of many; {steps} here")
-    noisy = ("Ancestral", "SDE", "LCM", "DDPM", "TCD")
+    noisy = ("Ancestral", "SDE", "LCM", "SCM", "DDPM", "TCD")
     if (
         any(part in name for part in noisy)
         or config.get("stochastic_sampling")

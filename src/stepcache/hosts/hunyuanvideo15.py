@@ -18,6 +18,10 @@ from stepcache.plan import Trajectory
 MODEL = "hunyuanvideo-1.5"
 
 
+class DoesNotFit(ValueError):
+    """The policy cannot do this run; upstream's own errors are others."""
+
+
 class CacheHelper:
     """What upstream's loop expects of a cache, turned into trajectories and steps of a StepCache."""
 
@@ -25,20 +29,22 @@ class CacheHelper:
         self.cache, self._pipe, self._patches, self._step = cache, weakref.ref(pipe), patches, 0
 
     def clear_states(self) -> None:
-        """A new video: upstream has set its timesteps just before."""
+        """A new video: upstream has set its timesteps just before. DoesNotFit if the policy is for other runs."""
         pipe = self._pipe()
         if pipe is None:
             return
         scheduler = pipe.scheduler
-        self.cache.begin(
-            Trajectory(
-                num_steps=len(scheduler.timesteps),
-                model=MODEL,
-                shift=scheduler.config.get("shift"),
-                guidance=float(pipe.guidance_scale),
-                timesteps=tuple(float(t) for t in scheduler.timesteps.tolist()),
-            )
+        run = Trajectory(
+            num_steps=len(scheduler.timesteps),
+            model=MODEL,
+            shift=scheduler.config.get("shift"),
+            guidance=float(pipe.guidance_scale),
+            timesteps=tuple(float(t) for t in scheduler.timesteps.tolist()),
         )
+        try:
+            self.cache.begin(run)
+        except ValueError as error:
+            raise DoesNotFit(str(error)) from error
 
     @property
     def cur_timestep(self) -> int:

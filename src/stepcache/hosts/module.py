@@ -11,6 +11,7 @@ of their own); then a step ends when a branch comes round again.
 from __future__ import annotations
 
 import inspect
+import warnings
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ import torch.distributed as dist
 from torch.utils import _pytree as pytree
 
 from stepcache.cache import Policy, RunSummary, StepCache
-from stepcache.hosts.patching import BlockStack, Entrance, Method, Patches
+from stepcache.hosts.patching import BlockStack, Entrance, Method, Patches, inside
 from stepcache.plan import Plan, Trajectory
 from stepcache.policies.fixed import as_policy
 
@@ -66,13 +67,16 @@ def attach(
     """Put a cache around `module(...)` until `detach`.
 
     Args:
-        module: the denoiser, entered on the instance; its class and other instances stay as they are.
+        module: the denoiser, entered on the instance; its class and other instances stay as they are. The code that
+            receives its outputs must not write into them.
         policy: a method with its settings, or a `Plan`.
         sample: name of the argument of `module.forward` that holds the noisy latent.
         num_steps: steps of the sampling loop.
-        timestep: name of the argument that holds the timestep. Given, a trajectory also begins when it turns round
-            (a run that was aborted); reading it costs one synchronisation a call on a GPU.
-        condition: name of the argument whose identity tells branches apart; default: one branch.
+        timestep: name of the argument that holds the timestep. Given, a step ends when it changes, and a trajectory
+            begins when it is back where the last one began (a run that was aborted); reading it costs one
+            synchronisation a call on a GPU.
+        condition: name of the argument whose identity tells branches apart; default: one branch. Tensors that are
+            made anew at every call are recognised by their content, if `timestep` is given too.
         blocks: the block list, for boundary "blocks".
         streams: names of the arguments that a block takes and returns, the first of them the tokens.
         model: name under which published figures are looked up and plans are checked.
@@ -83,7 +87,7 @@ def attach(
         ValueError: no such argument, the policy does not fit, or it asks for "blocks" and none are given.
     """
     policy = as_policy(policy)
-    names = list(inspect.signature(module.forward).parameters)
+    names = list(inspect.signature(inside(module).forward).parameters)
     for given in (sample, timestep, condition):
         if given is not None and given not in names:
             raise ValueError(
@@ -95,16 +99,22 @@ def attach(
     run = Trajectory(num_steps, model)
     cache.begin(run)
     stack = BlockStack(cache, blocks, patches, streams) if blocks and cache.boundary == "blocks" else None
-    entrance, turn = Entrance(cache, stack), _Turn()
+    entrance, clock = Entrance(cache, stack), _Clock()
 
     def enter(original: Method) -> Method:
         def call(*args: Any, **kwargs: Any) -> Any:
             known = {**dict(zip(names, args, strict=False)), **kwargs}
-            if timestep is not None and turn.seen(known[timestep]):
-                cache.begin(run)
+            if timestep is not None:
+                clock.see(known[timestep], cache, run, alone=condition is None)
             tensors = pytree.tree_leaves(known.get(condition)) if condition else []
             holder = tensors[0] if tensors else None
-            return entrance(original, args, kwargs, known[sample], "all" if holder is None else id(holder), holder)
+            key = "all" if holder is None else id(holder)
+            try:
+                return entrance(original, args, kwargs, known[sample], key, holder)
+            except BaseException:  # the loop is over; the next call begins another
+                clock.first = None
+                cache.begin(run)
+                raise
 
         return call
 
@@ -112,18 +122,27 @@ def attach(
     return Attached(cache, patches, run)
 
 
-class _Turn:
-    """Notices when a monotonous sequence of timesteps starts again."""
+class _Clock:
+    """Reads steps and trajectories off the timesteps of successive calls."""
 
     def __init__(self) -> None:
-        self._last: float | None = None
-        self._direction = 0
+        self.first: float | None = None
+        self.last = 0.0
 
-    def seen(self, timestep: Any) -> bool:
-        """Whether `timestep` (a number or a tensor of equal ones) begins a new sequence."""
+    def see(self, timestep: Any, cache: StepCache, run: Trajectory, *, alone: bool) -> None:
+        """Take the timestep of the next call, a number or a tensor of equal ones."""
         value = float(timestep.flatten()[0]) if isinstance(timestep, torch.Tensor) else float(timestep)
-        change = 0 if self._last is None or value == self._last else (1 if value > self._last else -1)
-        self._last = value
-        turned = change != 0 and self._direction not in (0, change)
-        self._direction = 0 if turned else (change or self._direction)
-        return turned
+        if self.first is None:
+            self.first = value
+        elif value == self.last and alone:
+            warnings.warn(
+                "two calls at one timestep are taken as two steps; if they are guidance's two branches, name the "
+                "argument that tells them apart (condition=...).",
+                stacklevel=4,
+            )
+        elif value != self.last and (value - self.first) * (self.first - self.last) >= 0 and self.last != self.first:
+            cache.begin(run)  # back at the start, or before it
+            self.first = value
+        elif value != self.last:
+            cache.step_over()
+        self.last = value

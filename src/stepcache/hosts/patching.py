@@ -21,16 +21,15 @@ class Patches:
     """Instance attributes set by us, undone in reverse order."""
 
     def __init__(self) -> None:
-        self._undo: list[tuple[Any, str, Any, Any]] = []
+        self._ours: list[_Ours] = []
         self.active = True
 
     def set(self, target: Any, name: str, make: Callable[[Method], Method], original: Method | None = None) -> None:
         """Put `make(original)` in place of `target.name`; it passes calls through once `restore` has run."""
         own = vars(target)  # not getattr and setattr: a compiled module would hand them on to the module inside
-        before = own.get(name, _ABSENT)
-        original = original or getattr(target, name)
-        own[name] = ours = _Ours(self, target, name, original, make(original))
-        self._undo.append((target, name, before, ours))
+        ours = _Ours(self, target, name, own.get(name, _ABSENT), original or getattr(target, name), make)
+        own[name] = ours
+        self._ours.append(ours)
 
     def enter(self, module: torch.nn.Module, make: Callable[[Method], Method]) -> None:
         """Put `make(original)` around `module(...)`, outside of all that others wrap around its `forward`.
@@ -39,25 +38,24 @@ class Patches:
         Standing there, a skipped call onloads no offloaded weights and enters no compiled graph, and libraries that
         put their own `forward` in and out (accelerate does, after every run) do not undo ours. What is compiled
         must be compiled before.
+
+        Raises:
+            ValueError: the module carries a cache already.
         """
+        if isinstance(module._compiled_call_impl, _Ours) and module._compiled_call_impl.active:
+            raise ValueError(f"this {type(module).__name__} carries a cache already; take that one out first.")
         self.set(module, "_compiled_call_impl", make, module._compiled_call_impl or module._call_impl)
 
     def overridden(self) -> bool:
         """Whether somebody has put his own call in place of one of ours, as `module.compile()` does."""
-        return any(vars(t).get(n) is not ours for t, n, _, ours in self._undo if n == "_compiled_call_impl")
+        return any(not ours.on_top for ours in self._ours if ours.name == "_compiled_call_impl")
 
     def restore(self) -> None:
-        """Put everything back; where someone has wrapped our method since, ours stays as a plain passage."""
+        """Put everything back; where a stranger has wrapped our method since, ours stays as a plain passage."""
         self.active = False
-        for target, name, before, ours in reversed(self._undo):
-            own = vars(target)
-            if own.get(name) is not ours:
-                continue
-            if before is _ABSENT:
-                del own[name]
-            else:
-                own[name] = before
-        self._undo.clear()
+        for ours in reversed(self._ours):
+            ours.take_out()
+        self._ours.clear()
 
 
 class _Ours:
@@ -67,17 +65,65 @@ class _Ours:
     undone, and does not come along when the object is copied.
     """
 
-    def __init__(self, patches: Patches, target: Any, name: str, original: Method, replaced: Method) -> None:
+    def __init__(
+        self,
+        patches: Patches,
+        target: Any,
+        name: str,
+        before: Any,
+        original: Method,
+        make: Callable[[Method], Method],
+    ) -> None:
         functools.update_wrapper(self, original)
-        self._patches, self._target, self._name = patches, target, name
-        self._original, self._replaced = original, replaced
+        self._patches, self._target, self.name = patches, target, name
+        self._before, self._original = before, original
+
+        @functools.wraps(original)
+        def below(*args: Any, **kwargs: Any) -> Any:  # by name: what is below may be taken out while we stay
+            return self._original(*args, **kwargs)
+
+        self._replaced = make(below)
+
+    @property
+    def active(self) -> bool:
+        return self._patches.active
+
+    @property
+    def on_top(self) -> bool:
+        return vars(self._target).get(self.name) is self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return (self._replaced if self._patches.active else self._original)(*args, **kwargs)
+        return (self._replaced if self.active else self._original)(*args, **kwargs)
+
+    def take_out(self) -> None:
+        """Restore what was there, on the object or below another method of ours."""
+        own, above = vars(self._target), vars(self._target).get(self.name)
+        if above is self:
+            if self._before is _ABSENT:
+                del own[self.name]
+            else:
+                own[self.name] = self._before
+        while isinstance(above, _Ours) and above is not self:
+            if above._before is self:
+                above._before, above._original = self._before, self._original
+            above = above._before
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         twin = memo.get(id(self._target))
-        return self if twin is None else getattr(type(twin), self._name).__get__(twin)
+        return self if twin is None else getattr(type(twin), self.name).__get__(twin)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (self._target, self.name)  # looked up before the state is there: the class's own method
+
+
+def inside(module: Any) -> Any:
+    """The module in the wrappings of torch.compile, FSDP, DDP or peft, whose signature and parts tell something."""
+    for name in ("_orig_mod", "_fsdp_wrapped_module", "base_model", "module", "model"):
+        inner = getattr(module, "_modules", {}).get(name)
+        wrapped = list(inspect.signature(type(module).forward).parameters)[1:] == ["args", "kwargs"]
+        if inner is not None and (wrapped or name == "_orig_mod"):
+            return inside(inner)
+    return module
 
 
 class Entrance:
@@ -158,8 +204,12 @@ class BlockStack:
         self._before: torch.Tensor | None = None
         self._after: torch.Tensor | None = None
         for block in blocks:
-            names = list(inspect.signature(block.forward).parameters)
+            names = list(inspect.signature(type(inside(block)).forward).parameters)[1:]
             places = {name: names.index(name) for name in streams if name in names}
+            if len(streams) == 1:
+                places.setdefault(streams[0], 0)
+            elif missing := set(streams) - set(places):
+                raise ValueError(f"{type(block).__name__}.forward has no argument {' or '.join(sorted(missing))}.")
             patches.enter(block, functools.partial(self._wrap, places=places))
 
     @contextmanager
@@ -178,7 +228,7 @@ class BlockStack:
             call = self.call
             if call is None:
                 return original(*args, **kwargs)
-            streams = [kwargs[n] if n in kwargs else args[places.get(n, 0)] for n in self.streams]
+            streams = [kwargs[n] if n in kwargs else args[places[n]] for n in self.streams]
             first = self._before is None
             if first:
                 self._before = streams[self.tokens]

@@ -204,9 +204,10 @@ class MagCache:
     @staticmethod
     def _published(name: str | None) -> Ratios:
         if name not in RATIOS:
+            near = [n for n in RATIOS if name and n.startswith(name)] or list(RATIOS)
             raise ValueError(
                 f"MagCache has no published ratios for {name or 'this model'}; name one (model=..., --table) of "
-                f"{', '.join(RATIOS)}, or calibrate and pass the ratios file."
+                f"{', '.join(near)}, or calibrate and pass the ratios file."
             )
         branches = dict(zip(("cond", "uncond"), RATIOS[name], strict=False))
         return Ratios(len(branches["cond"]), branches, name, source=SOURCES[name])

@@ -47,9 +47,10 @@ class TeaCache:
         """
         name = self.model or run.model
         if name not in COEFFICIENTS:
+            near = [n for n in COEFFICIENTS if name and n.startswith(name)] or list(COEFFICIENTS)
             raise ValueError(
                 f"TeaCache has no published coefficients for {name or 'this model'}; "
-                f"name one (model=..., --table) of {', '.join(COEFFICIENTS)}."
+                f"name one (model=..., --table) of {', '.join(near)}."
             )
         if run.modulation is None or run.timesteps is None:
             raise ValueError(

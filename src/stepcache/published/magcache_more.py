@@ -149,6 +149,7 @@ RECOMMENDED: dict[str, tuple[float, int, float]] = {
     "hunyuanvideo-720p": (0.24, 6, 0.2),
     "hunyuanvideo-544p": (0.24, 6, 0.2),
     "flux.1-dev": (0.24, 5, 0.1),
+    "flux.1-kontext": (0.05, 4, 0.2),  # the authors also always compute step 11 of 28
 }
 
 WHOLE_FIRST_EXPERT: set[str] = {"wan2.2-i2v-A14B"}
