@@ -44,4 +44,5 @@ def test_pipeline(tiny):
         pytest.skip(row.output)
     assert row.output == "yes"
     assert row.blocks in ("yes", "not known")
+    assert row.easycache == "yes" or row.easycache.startswith("no: ")
     assert 0 < row.computed < row.steps

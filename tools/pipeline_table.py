@@ -4,8 +4,9 @@
 
 For each pipeline, in one process and on the same noise: uncached; every step computed through the cache (must be the
 same to the bit); every second step reused, twice (transformer calls are counted by hooks outside of the cache, and the
-second run must repeat the first); and uncached again after the cache was taken out. The same at the `blocks` boundary
-where the transformer's blocks are known.
+second run must repeat the first); every third step extrapolated (TaylorSeer, order 1: two outputs are needed); reuse
+decided while running (EasyCache: output minus input is reused); and uncached again after the cache was taken out. The
+first and the last of these also at the `blocks` boundary, where the transformer's blocks are known.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ class Row:
     steps: int
     output: str
     blocks: str
+    easycache: str
 
 
 def examine(tiny: Tiny) -> Row:
@@ -50,12 +52,38 @@ def examine(tiny: Tiny) -> Row:
     try:
         pipe = tiny.build()
     except (ImportError, AttributeError) as error:
-        return Row(tiny.name, "", 0, 0, 0, f"not in this diffusers ({error})", "")
+        return Row(tiny.name, "", 0, 0, 0, f"not in this diffusers ({error})", "", "")
     transformer = type(pipe.transformer).__name__
     base = tiny.call(pipe, STEPS, 0)
     output, computed, steps = _try(tiny, pipe, base, "output")
     blocks = "not known" if transformer not in BLOCKS else _try(tiny, pipe, base, "blocks")[0]
-    return Row(tiny.name, transformer, tiny.branches, computed, steps, output, blocks)
+    if output == "yes":
+        output = _extrapolated(tiny, pipe, steps)
+    return Row(tiny.name, transformer, tiny.branches, computed, steps, output, blocks, _decided(tiny, pipe))
+
+
+def _extrapolated(tiny: Tiny, pipe: Any, steps: int) -> str:
+    plan = stepcache.TaylorSeer(3, 1, 2).plan(steps)
+    with stepcache.accelerate(pipe, plan) as run:
+        result = tiny.call(pipe, STEPS, 0)
+    extra = set(run.summary().computed) - set(plan.computed)  # where a second transformer takes over: up to a gap more
+    missing = set(plan.computed) - set(run.summary().computed)
+    if missing or len(extra) > (3 if "experts" in tiny.name else 0) or not torch.isfinite(result).all():
+        return f"extrapolation computed {list(run.summary().computed)} instead of {list(plan.computed)}"
+    return "yes"
+
+
+def _decided(tiny: Tiny, pipe: Any) -> str:
+    """ "yes", or why EasyCache cannot be used."""
+    try:
+        with stepcache.accelerate(pipe, stepcache.EasyCache(1e9, 2)) as run:
+            result = tiny.call(pipe, STEPS, 0)
+    except ValueError as error:
+        if "reuses the difference of output and input" not in str(error):
+            raise
+        return "no: output and input are not alike"
+    reused = run.summary().reused
+    return "yes" if reused and torch.isfinite(result).all() else f"nothing reused {run.summary().warnings}"
 
 
 def _try(tiny: Tiny, pipe: Any, base: torch.Tensor, boundary: Any) -> tuple[str, int, int]:
@@ -99,25 +127,29 @@ def table(rows: list[Row]) -> str:
     lines = [
         "# Pipelines",
         "",
-        "Made by `python tools/pipeline_table.py --out docs/pipelines.md`, which really runs every pipeline below with a",
-        "small random transformer: uncached; through the cache with every step computed (bit-identical); with every",
-        "second step reused, twice (calls counted by hooks, the second run equal to the first); uncached again.",
+        "Made by `python tools/pipeline_table.py --out docs/pipelines.md`, which really runs every pipeline below with",
+        "a small random transformer: uncached; through the cache with every step computed (bit-identical); with every",
+        "second step reused, twice (calls counted by hooks, the second run equal to the first); with two of three steps",
+        "extrapolated; with EasyCache; uncached again.",
         f"diffusers {diffusers.__version__}, torch {torch.__version__.split('+')[0]}: {len(works)} of {len(rows)} work.",
         "",
         "`output` needs no code for a model. `blocks` needs one row of `BLOCKS` in `stepcache/hosts/diffusers.py`.",
         "Branches: transformer calls a step (guidance in a call of its own makes two).",
         "",
-        "| pipeline | transformer | branches | computed / steps | `output` | `blocks` |",
-        "|---|---|---|---|---|---|",
-        *(
-            f"| {r.name} | {r.transformer} | {r.branches} | {r.computed} / {r.steps} | {r.output} | {r.blocks} |"
-            for r in rows
-        ),
+        "| pipeline | transformer | branches | computed / steps | `output` | `blocks` | EasyCache |",
+        "|---|---|---|---|---|---|---|",
+        *map(_line, rows),
         "",
         "OmniGen could not be tried: its pipeline takes no ready-made embeddings and its processor needs torchvision.",
-        "Pipelines whose model is no transformer (`unet`) are refused.",
+        "Pipelines whose model is no transformer (`unet`) are refused. EasyCache reuses output minus input, so it needs",
+        "a model whose output has the latent's shape; DiT, PixArt, Latte and others return more, LTX2 pictures and sound.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _line(r: Row) -> str:
+    counts = f"{r.computed} / {r.steps}"
+    return f"| {r.name} | {r.transformer} | {r.branches} | {counts} | {r.output} | {r.blocks} | {r.easycache} |"
 
 
 def main() -> int:
@@ -127,9 +159,9 @@ def main() -> int:
     args = parser.parse_args()
     rows = [examine(tiny) for tiny in tqdm(PIPELINES, dynamic_ncols=True)]
     write_atomically(args.out, table(sorted(rows, key=lambda r: r.name)))
-    failed = [r for r in rows if r.output not in ("yes",) or r.blocks not in ("yes", "not known")]
+    failed = [r for r in rows if r.output != "yes" or r.blocks not in ("yes", "not known")]
     for r in failed:
-        print(f"{r.name}: output {r.output}; blocks {r.blocks}", file=sys.stderr)
+        print(f"{r.name}: output {r.output}; blocks {r.blocks}; easycache {r.easycache}", file=sys.stderr)
     return 1 if failed else 0
 
 
