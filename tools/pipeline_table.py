@@ -74,7 +74,7 @@ def _extrapolated(tiny: Tiny, pipe: Any, steps: int) -> str:
 
 
 def _decided(tiny: Tiny, pipe: Any) -> str:
-    """ "yes", or why EasyCache cannot be used."""
+    """Either "yes" or why EasyCache cannot be used."""
     try:
         with stepcache.accelerate(pipe, stepcache.EasyCache(1e9, 2)) as run:
             result = tiny.call(pipe, STEPS, 0)
@@ -123,15 +123,16 @@ def table(rows: list[Row]) -> str:
     """The page."""
     import diffusers
 
+    torch_version = torch.__version__.split("+")[0]
     works = [r for r in rows if r.output == "yes"]
     lines = [
         "# Pipelines",
         "",
         "Made by `python tools/pipeline_table.py --out docs/pipelines.md`, which really runs every pipeline below with",
         "a small random transformer: uncached; through the cache with every step computed (bit-identical); with every",
-        "second step reused, twice (calls counted by hooks, the second run equal to the first); with two of three steps",
-        "extrapolated; with EasyCache; uncached again.",
-        f"diffusers {diffusers.__version__}, torch {torch.__version__.split('+')[0]}: {len(works)} of {len(rows)} work.",
+        "second step reused, twice (calls counted by hooks, the second run equal to the first); with two of three",
+        "steps extrapolated; with EasyCache; uncached again.",
+        f"diffusers {diffusers.__version__}, torch {torch_version}: {len(works)} of {len(rows)} work.",
         "",
         "`output` needs no code for a model. `blocks` needs one row of `BLOCKS` in `stepcache/hosts/diffusers.py`.",
         "Branches: transformer calls a step (guidance in a call of its own makes two).",
@@ -141,8 +142,9 @@ def table(rows: list[Row]) -> str:
         *map(_line, rows),
         "",
         "OmniGen could not be tried: its pipeline takes no ready-made embeddings and its processor needs torchvision.",
-        "Pipelines whose model is no transformer (`unet`) are refused. EasyCache reuses output minus input, so it needs",
-        "a model whose output has the latent's shape; DiT, PixArt, Latte and others return more, LTX2 pictures and sound.",
+        "Pipelines whose model is no transformer (`unet`) are refused. EasyCache reuses output minus input, so it",
+        "needs a model whose output has the latent's shape; DiT, PixArt, Latte and others return more, LTX2 pictures",
+        "and sound.",
     ]
     return "\n".join(lines) + "\n"
 

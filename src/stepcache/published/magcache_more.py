@@ -19,6 +19,7 @@ SOURCES: dict[str, str] = {
     "hunyuanvideo-544p": f"{_MAGCACHE}, MagCache4HunyuanVideo/magcache_sample_video.py",
     "flux.1-dev": f"{_MAGCACHE}, MagCache4FLUX/magcache_flux.py",
     "flux.1-kontext": f"{_MAGCACHE}, MagCache4FLUX_Kontext/magcache_flux_kontext.py",
+    "open-sora-1.2": f"{_MAGCACHE}, eval/magcache/experiments/opensora.py (their square roots, as there)",
     "omnigen2-t2i": f"{_MAGCACHE}, MagCache4OmniGen2/magcache/magcache_utils.py",
 }
 
@@ -125,6 +126,11 @@ RATIOS: dict[str, tuple[tuple[float, ...], ...]] = {
          1.0, 1.00781, 1.0, 1.00781, 0.99609, 1.01562, 0.99219, 1.0, 0.99219, 0.98438, 0.99609, 0.96484, 0.96094,
          0.9375, 0.93359),
     ),
+    "open-sora-1.2": (
+        (1.0, 0.966225, 0.982263, 0.998043, 1.0, 0.998043, 0.998043, 0.996087, 1.0, 1.0, 0.998043, 0.996087, 1.0,
+         0.996087, 0.998043, 0.996087, 0.998043, 0.998043, 0.998043, 0.996087, 0.996087, 0.996087, 0.994123,
+         0.994123, 0.992159, 0.992159, 0.988211, 0.988211, 0.982263, 0.982263),
+    ),
     "omnigen2-t2i": (
         (1.0, 1.03906, 1.00781, 1.02344, 1.01562, 1.01562, 1.00781, 1.00781, 1.00781, 1.00781, 1.00781, 1.00781,
          1.00781, 1.00781, 1.00781, 1.0, 1.00781, 1.00781, 1.0, 1.00781, 1.0, 1.00781, 1.00781, 1.0, 1.0, 1.00781,
@@ -148,6 +154,7 @@ RECOMMENDED: dict[str, tuple[float, int, float]] = {
     "hunyuanvideo-1.5-i2v-480p": (0.24, 6, 0.2),
     "hunyuanvideo-720p": (0.24, 6, 0.2),
     "hunyuanvideo-544p": (0.24, 6, 0.2),
+    "open-sora-1.2": (0.12, 3, 0.2),  # six of its thirty steps computed at the start
     "flux.1-dev": (0.24, 5, 0.1),
     "flux.1-kontext": (0.05, 4, 0.2),  # the authors also always compute step 11 of 28
 }
