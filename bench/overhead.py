@@ -34,7 +34,7 @@ def once(pipe: Any, policy: Policy, sizes: dict[str, int], seed: int) -> tuple[R
         pipe(
             PROMPT, num_inference_steps=50, generator=torch.Generator().manual_seed(seed), output_type="latent", **sizes
         )
-        held = sum(len(b.features) for b in run.cache._branches.values())
+        held = sum(len(b.features) for b in run.cache._branches)
         held += len(run.cache._decider.tensors()) if run.cache._decider else 0
         return run.summary(), held
 
