@@ -1568,6 +1568,12 @@ SCHEDULES: dict[str, tuple[int, dict[int, tuple[int, ...]]]] = {
         15: (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 17, 25, 33, 41, 49),
         10: (0, 1, 4, 5, 9, 17, 25, 33, 41, 49),
     }),
+    # Published as 8, 7 and 6 of 9 steps, with an index 9 that a run of 9 steps does not have; what is really computed:
+    "z-image-turbo": (9, {
+        7: (0, 1, 2, 3, 5, 7, 8),
+        6: (0, 1, 2, 4, 6, 8),
+        5: (0, 1, 2, 5, 8),
+    }),
     "ernie-image": (50, {
         25: (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 22, 31, 38, 43, 46, 47, 48, 49),
         17: (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 17, 27, 37, 44, 48, 49),
