@@ -44,6 +44,15 @@ def add_boundary(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def add_resample(group: argparse._ArgumentGroup) -> None:
+    """The flag of LeMiCa's drop-ins that delegate."""
+    group.add_argument(
+        "--lemica_resample",
+        action="store_true",
+        help="allow other budgets and step counts, resampled from the published",
+    )
+
+
 def fail(message: str) -> NoReturn:
     """One clear sentence, exit code 2."""
     print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
@@ -434,16 +443,23 @@ class Call:
     start: Any
 
 
+@dataclass(frozen=True)
+class _Kept:
+    """A feature, the step it is of, and how often it had been written into when it was kept."""
+
+    feature: torch.Tensor
+    node: int
+    version: int
+
+
 @dataclass
 class _Branch:
-    """One conditioning stream: its features and the steps they are of, newest first, and what was done."""
+    """One conditioning stream: what is kept of it, newest first, and what was done."""
 
     name: str
     key: Hashable = None
     holder: Any = None
-    features: list[torch.Tensor] = field(default_factory=list)
-    versions: list[int] = field(default_factory=list)
-    nodes: list[int] = field(default_factory=list)
+    kept: list[_Kept] = field(default_factory=list)
     owner: Hashable = None
     shape: torch.Size | None = None
     dtype: torch.dtype | None = None
@@ -451,11 +467,10 @@ class _Branch:
     reused: list[int] = field(default_factory=list)
     last_step: int = -1
 
-    def drop(self) -> None:
-        """Free the features, and with them the claim to have any."""
-        self.features.clear()
-        self.versions.clear()
-        self.nodes.clear()
+    @property
+    def features(self) -> list[torch.Tensor]:
+        """The kept tensors, newest first."""
+        return [k.feature for k in self.kept]
 
 
 class StepCache:
@@ -518,7 +533,7 @@ class StepCache:
     def end(self) -> None:
         """Free all tensors; the summary of the run stays readable."""
         for branch in self._branches:
-            branch.drop()
+            branch.kept.clear()
             branch.holder = None
         self._decider = None
 
@@ -570,10 +585,8 @@ class StepCache:
         branch.key, branch.holder = key, holder
         self._visited.add(branch.name)
         last = self._step == self.run.num_steps - 1
-        if branch.owner != owner:
-            branch.drop()
-        if branch.shape != x.shape:
-            branch.drop()
+        if branch.owner != owner or branch.shape != x.shape:
+            branch.kept.clear()
         forced = not self._decision and self._lacking(branch, len(decider.weights(self._step)))
         branch.last_step, branch.shape, branch.owner = self._step, x.shape, owner
         if forced:
@@ -599,7 +612,7 @@ class StepCache:
             decider.handover()
         for branch in self._branches:  # guidance switched off, or left to another transformer: free it
             if branch.last_step < self._step - 1:
-                branch.drop()
+                branch.kept.clear()
         self._planned = self._agree(decider, narrow(x, self.own))
         self._decision = self._planned or handover
         if self._planned:
@@ -607,10 +620,10 @@ class StepCache:
 
     def _lacking(self, branch: _Branch, count: int) -> bool:
         """Whether the branch was absent at one of the `count` computed steps that the reuse is defined on."""
-        wanted = self._scheduled[: -count - 1 : -1]
+        wanted, nodes = self._scheduled[: -count - 1 : -1], [k.node for k in branch.kept[:count]]
         if count == 1:  # computed for want of a feature since then: newer than wanted is as good
-            return not branch.nodes or branch.nodes[0] < wanted[0]
-        return branch.nodes[:count] != wanted[:count]
+            return not nodes or nodes[0] < wanted[0]
+        return nodes != wanted
 
     def keep(self, call: Call, x: torch.Tensor, output: torch.Tensor) -> None:
         """Keep what an evaluation gave: latents in and out, or tokens before and after the block stack.
@@ -619,7 +632,7 @@ class StepCache:
             ValueError: the policy reuses output minus input, and the two are not alike.
         """
         branch, decider = self._state(call)
-        feature, x = None, narrow(x, output.shape) if self.boundary == "output" else x
+        feature, x = None, self._like(x, output)
         if self._relative(decider) and x.shape != output.shape:
             raise ValueError(
                 f"{self.policy} reuses the difference of output and input, but this model maps {tuple(x.shape)} to "
@@ -631,17 +644,16 @@ class StepCache:
             feature = _float(output) - _float(x) if self._relative(decider) else output.detach()
             if self.cache_device is not None:
                 feature = feature.to(self.cache_device, non_blocking=True)
-        self.own = self.own or (output.shape if self.boundary == "output" else None)
-        own = self.own if self.boundary == "output" else None
-        decider.observe(call, narrow(x, own), narrow(output, own), None if feature is None else narrow(feature, own))
+        if self.boundary == "output":
+            self.own = self.own or output.shape
+        kept = None if feature is None else narrow(feature, self.own)
+        decider.observe(call, narrow(x, self.own), narrow(output, self.own), kept)
         branch.dtype = output.dtype
         branch.computed.append(call.step)
         if feature is not None:
-            branch.features[:] = [feature, *branch.features][: decider.history]
-            branch.versions[:] = [_version(feature), *branch.versions][: decider.history]
-            branch.nodes[:] = [call.step, *branch.nodes][: decider.history]
+            branch.kept[:] = [_Kept(feature, call.step, _version(feature)), *branch.kept][: decider.history]
         elif call.last:
-            branch.drop()
+            branch.kept.clear()
         self._weigh(decider)
 
     def predict(self, call: Call, x: torch.Tensor) -> torch.Tensor:
@@ -652,7 +664,7 @@ class StepCache:
         """
         branch, decider = self._state(call)
         weights = decider.weights(call.step)
-        if any(_version(f) != v for f, v in zip(branch.features, branch.versions, strict=True)):
+        if any(_version(k.feature) != k.version for k in branch.kept):
             raise ValueError(
                 "the model's output was changed in place by the code that received it, so it cannot be reused; "
                 "let that code work on a copy."
@@ -664,10 +676,10 @@ class StepCache:
             for weight, feature in zip(weights[1:], features[1:], strict=True):
                 output = torch.add(output, feature, alpha=weight)
         if self._relative(decider):
-            output = (narrow(x, output.shape) if self.boundary == "output" else x) + output
+            output = self._like(x, output) + output
         branch.reused.append(call.step)
         if call.last:
-            branch.drop()
+            branch.kept.clear()
         self._weigh(decider)
         return output.to(branch.dtype)
 
@@ -684,6 +696,10 @@ class StepCache:
         storages = [t.untyped_storage() for t in held]  # a tensor held under two names weighs once
         distinct = {s.data_ptr(): s.nbytes() for s in storages}
         self._peak_bytes = max(self._peak_bytes, sum(distinct.values()))
+
+    def _like(self, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        """The part of the input that the output is of; tokens have nothing behind them."""
+        return narrow(x, output.shape) if self.boundary == "output" else x
 
     def _relative(self, decider: Decider) -> bool:
         return self.boundary == "blocks" or decider.relative
@@ -959,9 +975,9 @@ class _Ours:
 
 def inside(module: Any) -> Any:
     """The module in the wrappings of torch.compile, FSDP, DDP or peft, whose signature and parts tell something."""
+    wrapped = list(inspect.signature(type(module).forward).parameters)[1:] == ["args", "kwargs"]
     for name in ("_orig_mod", "_fsdp_wrapped_module", "base_model", "module", "model"):
         inner = getattr(module, "_modules", {}).get(name)
-        wrapped = list(inspect.signature(type(module).forward).parameters)[1:] == ["args", "kwargs"]
         if inner is not None and (wrapped or name == "_orig_mod"):
             return inside(inner)
     return module
@@ -1336,9 +1352,8 @@ class _Host:
         self.pipe, self.cache, self.patches = weakref.ref(pipe), cache, patches
         self.transformers = weakref.WeakValueDictionary(transformers)
         self.context: str | None = None
-        self.scheduler = pipe.scheduler
         self.timesteps = getattr(pipe.scheduler, "timesteps", None)  # of no run of ours
-        patches.set(pipe.scheduler, "step", self._scheduler_step)
+        self._watch(pipe.scheduler)
         for name, module in transformers.items():
             if cache.boundary == "blocks" and (module is not inside(module) or module._compiled_call_impl):
                 raise ValueError(
@@ -1400,8 +1415,7 @@ class _Host:
             return
         self._check_entrance()
         if scheduler is not self.scheduler:  # replaced since
-            self.patches.set(scheduler, "step", self._scheduler_step)
-            self.scheduler = scheduler
+            self._watch(scheduler)
         self.cache.begin(_trajectory(pipe, scheduler, timesteps))
         self.timesteps = timesteps
 
@@ -1411,6 +1425,10 @@ class _Host:
             raise ValueError(
                 "the pipeline's transformer was compiled or replaced after the cache was enabled; enable it last."
             )
+
+    def _watch(self, scheduler: Any) -> None:
+        self.scheduler = scheduler
+        self.patches.set(scheduler, "step", self._scheduler_step)
 
     def _scheduler_step(self, original: Method) -> Method:
         def step(*args: Any, **kwargs: Any) -> Any:
@@ -1451,6 +1469,7 @@ def _trajectory(pipe: Any, scheduler: Any, timesteps: torch.Tensor) -> Trajector
     config = scheduler.config
     shift = None if config.get("use_dynamic_shifting") else config.get("flow_shift", config.get("shift"))
     guidance = getattr(pipe, "guidance_scale", None)
+    transformer = _first(pipe)
     handover, ratio = None, getattr(pipe.config, "boundary_ratio", None)
     if ratio is not None and getattr(pipe, "transformer_2", None) is not None:
         handover = sum(t >= ratio * config["num_train_timesteps"] for t in values)
@@ -1461,8 +1480,8 @@ def _trajectory(pipe: Any, scheduler: Any, timesteps: torch.Tensor) -> Trajector
         guidance=float(guidance) if isinstance(guidance, int | float) else None,
         timesteps=tuple(values),
         handover=handover if handover and handover < steps else None,
-        modulation=_modulation(_first(pipe)),
-        remarks=_remarks(pipe, scheduler, steps),
+        modulation=_modulation(transformer),
+        remarks=_remarks(pipe, transformer, scheduler, steps),
     )
 
 
@@ -1488,10 +1507,9 @@ def _first(pipe: Any) -> Any:
     return inside(next(m for n, m in pipe.components.items() if n.startswith("transformer") and m is not None))
 
 
-def _remarks(pipe: Any, scheduler: Any, steps: int) -> tuple[str, ...]:
+def _remarks(pipe: Any, model: Any, scheduler: Any, steps: int) -> tuple[str, ...]:
     """Reasons to doubt that neighbouring steps of this run are alike."""
     remarks, config, name = [], scheduler.config, type(scheduler).__name__
-    model = _first(pipe)
     schnell = type(model).__name__ == "FluxTransformer2DModel" and not getattr(model.config, "guidance_embeds", True)
     if getattr(pipe.config, "is_distilled", False) or getattr(model.config, "use_meanflow", False) or schnell:
         remarks.append(f"this model is distilled to few steps, each of which does the work of many; {steps} here")

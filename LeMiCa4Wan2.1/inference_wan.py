@@ -406,16 +406,23 @@ class Call:
     start: Any
 
 
+@dataclass(frozen=True)
+class _Kept:
+    """A feature, the step it is of, and how often it had been written into when it was kept."""
+
+    feature: torch.Tensor
+    node: int
+    version: int
+
+
 @dataclass
 class _Branch:
-    """One conditioning stream: its features and the steps they are of, newest first, and what was done."""
+    """One conditioning stream: what is kept of it, newest first, and what was done."""
 
     name: str
     key: Hashable = None
     holder: Any = None
-    features: list[torch.Tensor] = field(default_factory=list)
-    versions: list[int] = field(default_factory=list)
-    nodes: list[int] = field(default_factory=list)
+    kept: list[_Kept] = field(default_factory=list)
     owner: Hashable = None
     shape: torch.Size | None = None
     dtype: torch.dtype | None = None
@@ -423,11 +430,10 @@ class _Branch:
     reused: list[int] = field(default_factory=list)
     last_step: int = -1
 
-    def drop(self) -> None:
-        """Free the features, and with them the claim to have any."""
-        self.features.clear()
-        self.versions.clear()
-        self.nodes.clear()
+    @property
+    def features(self) -> list[torch.Tensor]:
+        """The kept tensors, newest first."""
+        return [k.feature for k in self.kept]
 
 
 class StepCache:
@@ -490,7 +496,7 @@ class StepCache:
     def end(self) -> None:
         """Free all tensors; the summary of the run stays readable."""
         for branch in self._branches:
-            branch.drop()
+            branch.kept.clear()
             branch.holder = None
         self._decider = None
 
@@ -542,10 +548,8 @@ class StepCache:
         branch.key, branch.holder = key, holder
         self._visited.add(branch.name)
         last = self._step == self.run.num_steps - 1
-        if branch.owner != owner:
-            branch.drop()
-        if branch.shape != x.shape:
-            branch.drop()
+        if branch.owner != owner or branch.shape != x.shape:
+            branch.kept.clear()
         forced = not self._decision and self._lacking(branch, len(decider.weights(self._step)))
         branch.last_step, branch.shape, branch.owner = self._step, x.shape, owner
         if forced:
@@ -571,7 +575,7 @@ class StepCache:
             decider.handover()
         for branch in self._branches:  # guidance switched off, or left to another transformer: free it
             if branch.last_step < self._step - 1:
-                branch.drop()
+                branch.kept.clear()
         self._planned = self._agree(decider, narrow(x, self.own))
         self._decision = self._planned or handover
         if self._planned:
@@ -579,10 +583,10 @@ class StepCache:
 
     def _lacking(self, branch: _Branch, count: int) -> bool:
         """Whether the branch was absent at one of the `count` computed steps that the reuse is defined on."""
-        wanted = self._scheduled[: -count - 1 : -1]
+        wanted, nodes = self._scheduled[: -count - 1 : -1], [k.node for k in branch.kept[:count]]
         if count == 1:  # computed for want of a feature since then: newer than wanted is as good
-            return not branch.nodes or branch.nodes[0] < wanted[0]
-        return branch.nodes[:count] != wanted[:count]
+            return not nodes or nodes[0] < wanted[0]
+        return nodes != wanted
 
     def keep(self, call: Call, x: torch.Tensor, output: torch.Tensor) -> None:
         """Keep what an evaluation gave: latents in and out, or tokens before and after the block stack.
@@ -591,7 +595,7 @@ class StepCache:
             ValueError: the policy reuses output minus input, and the two are not alike.
         """
         branch, decider = self._state(call)
-        feature, x = None, narrow(x, output.shape) if self.boundary == "output" else x
+        feature, x = None, self._like(x, output)
         if self._relative(decider) and x.shape != output.shape:
             raise ValueError(
                 f"{self.policy} reuses the difference of output and input, but this model maps {tuple(x.shape)} to "
@@ -603,17 +607,16 @@ class StepCache:
             feature = _float(output) - _float(x) if self._relative(decider) else output.detach()
             if self.cache_device is not None:
                 feature = feature.to(self.cache_device, non_blocking=True)
-        self.own = self.own or (output.shape if self.boundary == "output" else None)
-        own = self.own if self.boundary == "output" else None
-        decider.observe(call, narrow(x, own), narrow(output, own), None if feature is None else narrow(feature, own))
+        if self.boundary == "output":
+            self.own = self.own or output.shape
+        kept = None if feature is None else narrow(feature, self.own)
+        decider.observe(call, narrow(x, self.own), narrow(output, self.own), kept)
         branch.dtype = output.dtype
         branch.computed.append(call.step)
         if feature is not None:
-            branch.features[:] = [feature, *branch.features][: decider.history]
-            branch.versions[:] = [_version(feature), *branch.versions][: decider.history]
-            branch.nodes[:] = [call.step, *branch.nodes][: decider.history]
+            branch.kept[:] = [_Kept(feature, call.step, _version(feature)), *branch.kept][: decider.history]
         elif call.last:
-            branch.drop()
+            branch.kept.clear()
         self._weigh(decider)
 
     def predict(self, call: Call, x: torch.Tensor) -> torch.Tensor:
@@ -624,7 +627,7 @@ class StepCache:
         """
         branch, decider = self._state(call)
         weights = decider.weights(call.step)
-        if any(_version(f) != v for f, v in zip(branch.features, branch.versions, strict=True)):
+        if any(_version(k.feature) != k.version for k in branch.kept):
             raise ValueError(
                 "the model's output was changed in place by the code that received it, so it cannot be reused; "
                 "let that code work on a copy."
@@ -636,10 +639,10 @@ class StepCache:
             for weight, feature in zip(weights[1:], features[1:], strict=True):
                 output = torch.add(output, feature, alpha=weight)
         if self._relative(decider):
-            output = (narrow(x, output.shape) if self.boundary == "output" else x) + output
+            output = self._like(x, output) + output
         branch.reused.append(call.step)
         if call.last:
-            branch.drop()
+            branch.kept.clear()
         self._weigh(decider)
         return output.to(branch.dtype)
 
@@ -656,6 +659,10 @@ class StepCache:
         storages = [t.untyped_storage() for t in held]  # a tensor held under two names weighs once
         distinct = {s.data_ptr(): s.nbytes() for s in storages}
         self._peak_bytes = max(self._peak_bytes, sum(distinct.values()))
+
+    def _like(self, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        """The part of the input that the output is of; tokens have nothing behind them."""
+        return narrow(x, output.shape) if self.boundary == "output" else x
 
     def _relative(self, decider: Decider) -> bool:
         return self.boundary == "blocks" or decider.relative
@@ -837,6 +844,15 @@ def add_boundary(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def add_resample(group: argparse._ArgumentGroup) -> None:
+    """The flag of LeMiCa's drop-ins that delegate."""
+    group.add_argument(
+        "--lemica_resample",
+        action="store_true",
+        help="allow other budgets and step counts, resampled from the published",
+    )
+
+
 def fail(message: str) -> NoReturn:
     """One clear sentence, exit code 2."""
     print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
@@ -961,9 +977,9 @@ class _Ours:
 
 def inside(module: Any) -> Any:
     """The module in the wrappings of torch.compile, FSDP, DDP or peft, whose signature and parts tell something."""
+    wrapped = list(inspect.signature(type(module).forward).parameters)[1:] == ["args", "kwargs"]
     for name in ("_orig_mod", "_fsdp_wrapped_module", "base_model", "module", "model"):
         inner = getattr(module, "_modules", {}).get(name)
-        wrapped = list(inspect.signature(type(module).forward).parameters)[1:] == ["args", "kwargs"]
         if inner is not None and (wrapped or name == "_orig_mod"):
             return inside(inner)
     return module
@@ -1387,11 +1403,7 @@ def flags() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="inference_wan.py", add_help=False, allow_abbrev=False)
     group = parser.add_argument_group("LeMiCa")
     group.add_argument("--lemica_budget", type=int, help="computed steps: 25, 20, 17 or 14; omitted: original process")
-    group.add_argument(
-        "--lemica_resample",
-        action="store_true",
-        help="allow other budgets and step counts, resampled from the published",
-    )
+    add_resample(group)
     add_boundary(group)
     return parser
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import socket
 from types import SimpleNamespace
 
 import pytest
@@ -20,6 +21,15 @@ torch.set_num_threads(1)
 # A loaded machine is slow, not wrong.
 settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
+
+
+def torchrun(python: str, ranks: int) -> list[str]:
+    """The command that starts `ranks` processes of what follows it, on a free port."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    start = [python, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}"]
+    return [*start, "--master_addr=127.0.0.1", f"--master_port={port}"]
 
 
 def tiny_transformer(seed: int = 0, in_channels: int = 16) -> WanTransformer3DModel:

@@ -4,12 +4,12 @@ import json
 import os
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from conftest import torchrun
 
 from stepcache.published.lemica import SCHEDULES
 
@@ -29,17 +29,11 @@ def clone(tmp_path_factory):
 
 
 def run(clone, *flags, script="lemica_generate.py", ranks=1, check=True, needed=NEEDED, cwd=None):
-    launcher = [sys.executable]
+    launcher = [sys.executable] if ranks == 1 else torchrun(sys.executable, ranks)
     env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "WORLD_SIZE", "RANK")}
     env |= {"OMP_NUM_THREADS": "1"}
     if script == "generate.py":
         env |= {"WORLD_SIZE": "1"}
-    if ranks > 1:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        launcher += ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}"]
-        launcher += ["--master_addr=127.0.0.1", f"--master_port={port}"]
     command = [*launcher, script, *needed, *map(str, flags)]
     done = subprocess.run(command, cwd=cwd or clone, env=env, capture_output=True, text=True, timeout=120)
     if check:
@@ -221,11 +215,7 @@ def test_real_budgets(tmp_path):
 def test_real_two_ranks(tmp_path):
     """Upstream's sequence parallelism over two processes."""
     runner = shlex.split(REAL["HY15_RUNNER"])
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launcher = [runner[0], "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_addr=127.0.0.1"]
-    launcher += [f"--master_port={port}", *runner[1:]]
+    launcher = [*torchrun(runner[0], 2), *runner[1:]]
     done, _ = real_run(tmp_path, "two", "lemica_generate.py", *CACHED, "--lemica_step", 15, runner=launcher)
     assert done["summary"]["stack_full"] == 15
 

@@ -42,13 +42,13 @@ def rectified_flow(model, steps=30, guidance=7.0, seed=0, stop=None):
 
 
 @torch.no_grad()
-def two_calls(model, steps=12):
-    """Guidance in calls of its own, with the sample first and everything positional."""
+def two_calls(model, steps=12, anew=False):
+    """Guidance in calls of its own, everything positional; `anew`: prompts are new tensors at every call."""
     z = torch.randn(1, 4, 3, 4, 4, generator=torch.Generator().manual_seed(3))
     prompts = [torch.randn(1, 5, 16, generator=torch.Generator().manual_seed(s)) for s in (1, 2)]
     for i in range(steps):
         t = torch.tensor([1000 * (1 - i / steps)])
-        cond, uncond = (model(z, t, y).chunk(2, dim=1)[0] for y in prompts)
+        cond, uncond = (model(z, t, y.clone() if anew else y).chunk(2, dim=1)[0] for y in prompts)
         z = z + (uncond + 4 * (cond - uncond)) / steps
     return z
 
@@ -178,28 +178,16 @@ def test_a_sampler_that_goes_back_a_little_is_one_trajectory():
     assert run.summary().computed == plan.computed
 
 
-@torch.no_grad()
-def anew(model, steps=12):
-    """Two branches whose prompts are new tensors at every call."""
-    z = torch.randn(1, 4, 3, 4, 4, generator=torch.Generator().manual_seed(3))
-    prompts = [torch.randn(1, 5, 16, generator=torch.Generator().manual_seed(s)) for s in (1, 2)]
-    for i in range(steps):
-        t = torch.tensor([1000 * (1 - i / steps)])
-        cond, uncond = (model(z, t, y.clone()).chunk(2, dim=1)[0] for y in prompts)
-        z = z + (uncond + 4 * (cond - uncond)) / steps
-    return z
-
-
 def test_prompts_made_anew_are_known_by_their_content():
     model, plan = STDiT(), Plan(12, (0, 1, 4, 8, 11))
     with stepcache.attach(model, plan, sample="x", timestep="timestep", condition="y", num_steps=12) as run:
-        assert torch.equal(anew(model), anew(model))
+        assert torch.equal(two_calls(model, anew=True), two_calls(model, anew=True))
     assert [b.computed for b in run.summary().branches] == [plan.computed] * 2
     with (
         stepcache.attach(model, plan, sample="x", condition="y", num_steps=12),
         pytest.raises(ValueError, match="they seem to be new tensors at every call"),
     ):
-        anew(model)
+        two_calls(model, anew=True)
 
 
 def test_two_calls_at_one_timestep_without_a_condition_are_warned_about():

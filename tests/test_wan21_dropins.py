@@ -4,12 +4,12 @@ import json
 import os
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from conftest import torchrun
 
 ROOT = Path(__file__).resolve().parent.parent
 STANDIN = Path(__file__).with_name("standin_wan21")
@@ -32,13 +32,7 @@ def clone(tmp_path_factory):
 
 def run(clone, method, *flags, ranks=1, check=True):
     script = Path(SCRIPTS[method]).name if method in SCRIPTS else method
-    launcher = [sys.executable]
-    if ranks > 1:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        launcher += ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}"]
-        launcher += ["--master_addr=127.0.0.1", f"--master_port={port}"]
+    launcher = [sys.executable] if ranks == 1 else torchrun(sys.executable, ranks)
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
     command = [*launcher, script, "--ckpt_dir", "ckpt", *map(str, flags)]
     done = subprocess.run(command, cwd=clone, env=env, capture_output=True, text=True, timeout=120)

@@ -16,9 +16,9 @@ Grammar (brackets: chosen at random, bar: alternatives):
 
 (A bouncing subject is never said to be at the top or the bottom.)
 
-Two things are there for the directions' sake. "Moving left" says where the subject is at what time. Wan's attention
-sees relative positions only, so first of all it must find out which side is which: the same light falls on every
-clip, from the lower right. And "on the left" says where alone, which is learned before where and when together.
+Two things are there for the directions' sake: "moving left" says where the subject is at what time, and Wan's attention
+sees relative positions only. The same light falls on every clip, from the lower right, which tells one side from the
+other; and "on the left" says where, alone. (Both came in together with other changes: see the model's card.)
 """
 
 from __future__ import annotations

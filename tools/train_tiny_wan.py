@@ -74,8 +74,8 @@ def build_vae() -> AutoencoderKLWan:
 def build_transformer() -> WanTransformer3DModel:
     """1.8 million parameters, 6 blocks; 320 tokens for a 64x64 clip of 17 frames.
 
-    One token a latent position: a subject moves three or four of them in a clip. With 2x2 patches it moved less than
-    half a token from one latent frame to the next, and captions that name a direction went unheard.
+    One token a latent position: a subject moves three or four of them in a clip; with 2x2 patches it moved less than
+    half a token from one latent frame to the next.
     """
     return WanTransformer3DModel(
         patch_size=(1, 1, 1),
@@ -133,8 +133,8 @@ class PaddedCrossAttention(WanAttnProcessor):
     weigh in the softmax like one whose logit is raised by log(n), and the last slot here stands for all that are
     left out. Training costs a sixteenth of the text work this way, and nothing is approximated.
 
-    At random weights 500 empty slots drown twelve words, and a word whose effect on the loss is small is never
-    found. So `pad` lets training begin with few empty slots and end with all of them.
+    At random weights twelve words get a fortieth of the attention that 500 empty slots get. `pad` lets training begin
+    with few empty slots and end with all of them.
     """
 
     def __init__(self) -> None:
@@ -453,7 +453,7 @@ def main() -> None:
     parser.add_argument("--flow-shift", type=float, default=5.0, help="flow_shift of the pipeline's scheduler")
     parser.add_argument("--guidance", type=float, default=5.0, help="guidance of the sample sheets")
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="bfloat16 autocast")
-    parser.add_argument("--compile", action="store_true", help="torch.compile: a third faster, needs a C++ compiler")
+    parser.add_argument("--compile", action="store_true", help="torch.compile: faster, needs a C++ compiler")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"

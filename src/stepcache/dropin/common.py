@@ -20,6 +20,15 @@ def add_boundary(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def add_resample(group: argparse._ArgumentGroup) -> None:
+    """The flag of LeMiCa's drop-ins that delegate."""
+    group.add_argument(
+        "--lemica_resample",
+        action="store_true",
+        help="allow other budgets and step counts, resampled from the published",
+    )
+
+
 def fail(message: str) -> NoReturn:
     """One clear sentence, exit code 2."""
     print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)

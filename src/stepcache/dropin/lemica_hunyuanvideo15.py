@@ -19,7 +19,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from stepcache.dropin.common import add_boundary, fail, leads, say
+from stepcache.dropin.common import add_boundary, add_resample, fail, leads, say
 from stepcache.hosts.hunyuanvideo15 import MODEL, CacheHelper, DoesNotFit, install
 from stepcache.policies.lemica import LeMiCa
 
@@ -31,11 +31,7 @@ def flags() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="lemica_generate.py", add_help=False, allow_abbrev=False)
     group = parser.add_argument_group("LeMiCa (with --enable_cache true --cache_type lemica)")
     group.add_argument("--lemica_step", type=int, help="computed steps: 25 (default), 20, 15 or 10 of 50")
-    group.add_argument(
-        "--lemica_resample",
-        action="store_true",
-        help="allow other budgets and step counts, resampled from the published",
-    )
+    add_resample(group)
     add_boundary(group)
     return parser
 

@@ -12,7 +12,7 @@ import argparse
 from dataclasses import replace
 
 from stepcache.cache import Policy
-from stepcache.dropin.common import add_boundary, say
+from stepcache.dropin.common import add_boundary, add_resample, say
 from stepcache.dropin.wan21 import KIN, launch
 from stepcache.policies.lemica import LeMiCa
 from stepcache.published.lemica import SCHEDULES
@@ -38,11 +38,7 @@ def flags() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="inference_wan.py", add_help=False, allow_abbrev=False)
     group = parser.add_argument_group("LeMiCa")
     group.add_argument("--lemica_budget", type=int, help="computed steps: 25, 20, 17 or 14; omitted: original process")
-    group.add_argument(
-        "--lemica_resample",
-        action="store_true",
-        help="allow other budgets and step counts, resampled from the published",
-    )
+    add_resample(group)
     add_boundary(group)
     return parser
 

@@ -224,9 +224,8 @@ class _Host:
         self.pipe, self.cache, self.patches = weakref.ref(pipe), cache, patches
         self.transformers = weakref.WeakValueDictionary(transformers)
         self.context: str | None = None
-        self.scheduler = pipe.scheduler
         self.timesteps = getattr(pipe.scheduler, "timesteps", None)  # of no run of ours
-        patches.set(pipe.scheduler, "step", self._scheduler_step)
+        self._watch(pipe.scheduler)
         for name, module in transformers.items():
             if cache.boundary == "blocks" and (module is not inside(module) or module._compiled_call_impl):
                 raise ValueError(
@@ -288,8 +287,7 @@ class _Host:
             return
         self._check_entrance()
         if scheduler is not self.scheduler:  # replaced since
-            self.patches.set(scheduler, "step", self._scheduler_step)
-            self.scheduler = scheduler
+            self._watch(scheduler)
         self.cache.begin(_trajectory(pipe, scheduler, timesteps))
         self.timesteps = timesteps
 
@@ -299,6 +297,10 @@ class _Host:
             raise ValueError(
                 "the pipeline's transformer was compiled or replaced after the cache was enabled; enable it last."
             )
+
+    def _watch(self, scheduler: Any) -> None:
+        self.scheduler = scheduler
+        self.patches.set(scheduler, "step", self._scheduler_step)
 
     def _scheduler_step(self, original: Method) -> Method:
         def step(*args: Any, **kwargs: Any) -> Any:
@@ -339,6 +341,7 @@ def _trajectory(pipe: Any, scheduler: Any, timesteps: torch.Tensor) -> Trajector
     config = scheduler.config
     shift = None if config.get("use_dynamic_shifting") else config.get("flow_shift", config.get("shift"))
     guidance = getattr(pipe, "guidance_scale", None)
+    transformer = _first(pipe)
     handover, ratio = None, getattr(pipe.config, "boundary_ratio", None)
     if ratio is not None and getattr(pipe, "transformer_2", None) is not None:
         handover = sum(t >= ratio * config["num_train_timesteps"] for t in values)
@@ -349,8 +352,8 @@ def _trajectory(pipe: Any, scheduler: Any, timesteps: torch.Tensor) -> Trajector
         guidance=float(guidance) if isinstance(guidance, int | float) else None,
         timesteps=tuple(values),
         handover=handover if handover and handover < steps else None,
-        modulation=_modulation(_first(pipe)),
-        remarks=_remarks(pipe, scheduler, steps),
+        modulation=_modulation(transformer),
+        remarks=_remarks(pipe, transformer, scheduler, steps),
     )
 
 
@@ -376,10 +379,9 @@ def _first(pipe: Any) -> Any:
     return inside(next(m for n, m in pipe.components.items() if n.startswith("transformer") and m is not None))
 
 
-def _remarks(pipe: Any, scheduler: Any, steps: int) -> tuple[str, ...]:
+def _remarks(pipe: Any, model: Any, scheduler: Any, steps: int) -> tuple[str, ...]:
     """Reasons to doubt that neighbouring steps of this run are alike."""
     remarks, config, name = [], scheduler.config, type(scheduler).__name__
-    model = _first(pipe)
     schnell = type(model).__name__ == "FluxTransformer2DModel" and not getattr(model.config, "guidance_embeds", True)
     if getattr(pipe.config, "is_distilled", False) or getattr(model.config, "use_meanflow", False) or schnell:
         remarks.append(f"this model is distilled to few steps, each of which does the work of many; {steps} here")

@@ -118,9 +118,9 @@ class _Ours:
 
 def inside(module: Any) -> Any:
     """The module in the wrappings of torch.compile, FSDP, DDP or peft, whose signature and parts tell something."""
+    wrapped = list(inspect.signature(type(module).forward).parameters)[1:] == ["args", "kwargs"]
     for name in ("_orig_mod", "_fsdp_wrapped_module", "base_model", "module", "model"):
         inner = getattr(module, "_modules", {}).get(name)
-        wrapped = list(inspect.signature(type(module).forward).parameters)[1:] == ["args", "kwargs"]
         if inner is not None and (wrapped or name == "_orig_mod"):
             return inside(inner)
     return module

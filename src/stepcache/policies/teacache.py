@@ -58,7 +58,8 @@ class TeaCache:
                 "use another policy."
             )
         polynomial = COEFFICIENTS[name]["ret_steps" if self.use_ret_steps else "no_ret_steps"]
-        moved = self._changes(run)
+        m = [run.modulation(t)[1 if self.use_ret_steps else 0].float() for t in run.timesteps]
+        moved = [float((b - a).abs().mean() / a.abs().mean()) for a, b in itertools.pairwise(m)]
         first, error, computed = (5 if self.use_ret_steps else 1), 0.0, []
         for step in range(run.num_steps):
             error += 0.0 if step == 0 else _polynomial(polynomial, moved[step - 1])
@@ -66,13 +67,6 @@ class TeaCache:
                 computed.append(step)
                 error = 0.0
         return Plan(run.num_steps, tuple(computed), "teacache", name, boundary=self.boundary, source=SOURCE)
-
-    def _changes(self, run: Trajectory) -> list[float]:
-        """Relative change of the embedding from every step to the next."""
-        if run.modulation is None or run.timesteps is None:
-            return []
-        m = [run.modulation(t)[1 if self.use_ret_steps else 0].float() for t in run.timesteps]
-        return [float((b - a).abs().mean() / a.abs().mean()) for a, b in itertools.pairwise(m)]
 
     def begin(self, run: Trajectory) -> Decider:
         """Compile for the run."""
