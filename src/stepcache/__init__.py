@@ -13,8 +13,9 @@ Compute some denoising steps, predict the rest:
 from stepcache.cache import BranchSummary, RunSummary, StepCache
 from stepcache.hosts.diffusers import Run, accelerate, disable, enable
 from stepcache.hosts.module import Attached, attach
-from stepcache.plan import Plan, Trajectory
+from stepcache.plan import Check, Plan, Trajectory
 from stepcache.policies import (
+    Checked,
     EasyCache,
     Fixed,
     LeMiCa,
@@ -33,6 +34,8 @@ __version__ = "0.1.0"
 __all__ = [
     "Attached",
     "BranchSummary",
+    "Check",
+    "Checked",
     "EasyCache",
     "Fixed",
     "LeMiCa",

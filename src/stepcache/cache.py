@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from stepcache.plan import BOUNDARIES, Boundary, Plan, Trajectory, timeline
+from stepcache.selfcheck import Increment, SelfCheck
 
 MAX_BRANCHES = 16
 """More conditions than any guidance has in one run."""
@@ -54,6 +55,10 @@ class Decider:
     def weights(self, step: int) -> tuple[float, ...]:
         """Weights of reused step `step` over the kept features, newest first."""
         return (1.0,)
+
+    def recall(self, step: int, branch: str) -> torch.Tensor | None:
+        """The output of this call, where it is known from an earlier run (replays do); else `None`."""
+        return None
 
     def observe(self, call: Call, x: torch.Tensor, output: torch.Tensor, kept: torch.Tensor | None) -> None:
         """See an evaluation and what the cache keeps of it (`None` if nothing).
@@ -96,6 +101,7 @@ class Call:
     leader: bool
     last: bool
     start: Any
+    recalled: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -121,6 +127,7 @@ class _Branch:
     computed: list[int] = field(default_factory=list)
     reused: list[int] = field(default_factory=list)
     last_step: int = -1
+    increment: Increment | None = None
 
     @property
     def features(self) -> list[torch.Tensor]:
@@ -159,6 +166,10 @@ class StepCache:
         self.run: Trajectory | None = None
         self._clear()
 
+    batched = True
+    """Whether the first dimension of the latent counts samples; hosts that hand over one sample bare say no."""
+    grid: tuple[int, int] | None = None
+    """Height and width of a latent that comes as tokens (batch, height * width, channels), where the host knows."""
     own: torch.Size | None
     """Shape of the pipeline's own latent: the output's, or smaller if the host knows better (see `narrow`)."""
 
@@ -174,6 +185,7 @@ class StepCache:
         self._spans: list[tuple[bool, int, Any, Any]] = []
         self._peak_bytes = 0
         self._plan: Plan | None = None
+        self._check: SelfCheck | None = None
         self._expects_reuse = True
 
     def begin(self, run: Trajectory) -> None:
@@ -183,14 +195,15 @@ class StepCache:
         self._decider = self.policy.begin(self.run)
         plan = self._decider.plan
         self._plan = None if plan is None else replace(plan, boundary=self.boundary)
+        self._check = SelfCheck(plan.check) if plan is not None and plan.check is not None else None
         self._expects_reuse = self._decider.history > 0 if plan is None else plan.method != "none"
 
     def end(self) -> None:
         """Free all tensors; the summary of the run stays readable."""
         for branch in self._branches:
             branch.kept.clear()
-            branch.holder = None
-        self._decider = None
+            branch.holder = branch.increment = None
+        self._decider = self._check = None
 
     def step_over(self) -> None:
         """The sampler took its step: the next call belongs to the next one. Hosts that cannot know need not say."""
@@ -242,6 +255,13 @@ class StepCache:
         last = self._step == self.run.num_steps - 1
         if branch.owner != owner or branch.shape != x.shape:
             branch.kept.clear()
+        recalled = decider.recall(self._step, branch.name)
+        if recalled is not None:
+            branch.last_step, branch.shape, branch.owner = self._step, x.shape, owner
+            branch.reused.append(self._step)
+            return Call(
+                self._step, branch.name, False, False, self._planned, leader, last, start, recalled.to(x.device)
+            )
         forced = not self._decision and self._lacking(branch, len(decider.weights(self._step)))
         branch.last_step, branch.shape, branch.owner = self._step, x.shape, owner
         if forced:
@@ -260,6 +280,7 @@ class StepCache:
 
     def _next_step(self, decider: Decider, x: torch.Tensor, owner: Hashable) -> None:
         handover = self._step >= 0 and owner != self._owner
+        self._learn()
         self._step += 1
         self._visited.clear()
         self._owner, self._step_over = owner, False
@@ -273,9 +294,13 @@ class StepCache:
         if self._planned:
             self._scheduled.append(self._step)
 
-    def _lacking(self, branch: _Branch, count: int) -> bool:
-        """Whether the branch was absent at one of the `count` computed steps that the reuse is defined on."""
-        wanted, nodes = self._scheduled[: -count - 1 : -1], [k.node for k in branch.kept[:count]]
+    def _lacking(self, branch: _Branch, count: int, before: bool = False) -> bool:
+        """Whether the branch was absent at one of the `count` computed steps that the reuse is defined on.
+
+        `before`: the steps before the present one, which is computed itself.
+        """
+        scheduled = self._scheduled[:-1] if before else self._scheduled
+        wanted, nodes = scheduled[: -count - 1 : -1], [k.node for k in branch.kept[:count]]
         if count == 1:  # computed for want of a feature since then: newer than wanted is as good
             return not nodes or nodes[0] < wanted[0]
         return nodes != wanted
@@ -305,6 +330,8 @@ class StepCache:
         decider.observe(call, narrow(x, self.own), narrow(output, self.own), kept)
         branch.dtype = output.dtype
         branch.computed.append(call.step)
+        if self._check is not None and feature is not None and call.planned:
+            branch.increment = self._compare(branch, decider.weights(call.step), feature.to(output.device))
         if feature is not None:
             branch.kept[:] = [_Kept(feature, call.step, _version(feature)), *branch.kept][: decider.history]
         elif call.last:
@@ -324,12 +351,12 @@ class StepCache:
                 "the model's output was changed in place by the code that received it, so it cannot be reused; "
                 "let that code work on a copy."
             )
-        features = [f.to(x.device, non_blocking=True) for f in branch.features[: len(weights)]]
-        output = features[0]
-        if weights != (1.0,):  # a sum with cancellation: not in half precision
-            output = _float(output) * weights[0]
-            for weight, feature in zip(weights[1:], features[1:], strict=True):
-                output = torch.add(output, feature, alpha=weight)
+        output = branch.features[0].to(x.device, non_blocking=True)
+        if self._check is not None:
+            believed = self._believed(branch, weights, x.device)
+            output = output if believed is None else _float(output) + believed
+        elif weights != (1.0,):
+            output = _combine(branch, weights, x.device)
         if self._relative(decider):
             output = self._like(x, output) + output
         branch.reused.append(call.step)
@@ -337,6 +364,31 @@ class StepCache:
             branch.kept.clear()
         self._weigh(decider)
         return output.to(branch.dtype)
+
+    def _compare(self, branch: _Branch, weights: tuple[float, ...], feature: torch.Tensor) -> Increment | None:
+        """What happened at a computed step beside what would have been predicted; `None` if that is plain reuse."""
+        if len(weights) < 2 or self._lacking(branch, len(weights), before=True):
+            return None
+        last = _float(branch.features[0].to(feature.device))
+        return Increment(_float(feature) - last, _combine(branch, weights, feature.device) - last)
+
+    def _learn(self) -> None:
+        """A step is over: let the self-check see what its branches did."""
+        seen = {b.name: b.increment for b in self._branches if b.increment is not None}
+        if self._check is not None and seen:
+            self._check.batched, self._check.grid = self.batched, self.grid
+            self._check.learn(seen)
+        for branch in self._branches:
+            branch.increment = None
+
+    def _believed(self, branch: _Branch, weights: tuple[float, ...], device: torch.device) -> torch.Tensor | None:
+        """The part of the branch's predicted increment that the self-check believes."""
+        if self._check is None or len(weights) < 2:
+            return None
+        names = {branch.name, *self._check.together}
+        members = [b for b in self._branches if b.name in names and len(b.kept) >= len(weights)]
+        increments = {b.name: _combine(b, weights, device) - _float(b.features[0].to(device)) for b in members}
+        return self._check.damp(branch.name, increments)
 
     def leave(self, call: Call, x: torch.Tensor) -> None:
         """The call is over; `x` is on the device it ran on. Only times are taken here."""
@@ -378,6 +430,15 @@ class StepCache:
             return key
         taken = len(self._branches)
         return ("cond", "uncond")[taken] if taken < 2 else f"branch{taken + 1}"
+
+
+def _combine(branch: _Branch, weights: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """The weighted sum of a branch's features, newest first: a sum with cancellation, so never in half precision."""
+    features = [f.to(device, non_blocking=True) for f in branch.features[: len(weights)]]
+    total = _float(features[0]) * weights[0]
+    for weight, feature in zip(weights[1:], features[1:], strict=True):
+        total = torch.add(total, feature, alpha=weight)
+    return total
 
 
 def narrow(x: torch.Tensor, shape: torch.Size | None) -> torch.Tensor:

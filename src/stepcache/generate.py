@@ -19,6 +19,7 @@ from stepcache.cache import Policy, RunSummary
 from stepcache.hosts.diffusers import accelerate, model_name
 from stepcache.plan import Boundary, Plan, Trajectory, read_text, write_atomically
 from stepcache.policies import (
+    Checked,
     EasyCache,
     Fixed,
     LeMiCa,
@@ -86,7 +87,7 @@ def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add(
         "--policy",
-        choices=("none", "lemica", "easycache", "magcache", "teacache", "taylorseer", "uniform"),
+        choices=("none", "checked", "lemica", "easycache", "magcache", "teacache", "taylorseer", "uniform"),
         default=None,
         help="default: none, or --plan",
     )
@@ -96,6 +97,12 @@ def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
     add("--resample", action="store_true", help="allow other budgets and step counts than the plan or the table is for")
     add("--cache_device", help="where cached tensors live between steps, e.g. cpu")
     add("--lemica_budget", type=int, default=25, help="LeMiCa: computed steps (25)")
+    add(
+        "--lemica_predict",
+        choices=("reuse", "checked"),
+        default="reuse",
+        help="LeMiCa: repeat the last output, as published (reuse), or extrapolate it under a self-check (checked)",
+    )
     add("--thresh", type=float, default=0.05, help="EasyCache: accumulated change that ends reuse (0.05)")
     add("--ret_steps", type=int, default=10, help="EasyCache: steps computed at the start (10)")
     add("--magcache_thresh", type=float, help="MagCache: accumulated drift that ends reuse (recommended, else 0.12)")
@@ -108,7 +115,8 @@ def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
     add("--interval", type=int, help="TaylorSeer, uniform: every so many steps are computed (TaylorSeer: 5)")
     add("--order", type=int, default=1, choices=(0, 1, 2), help="TaylorSeer: highest difference used (1)")
     add("--first_enhance", type=int, default=1, help="TaylorSeer: steps computed at the start (1)")
-    add("--budget", type=int, help="uniform: computed steps, instead of --interval")
+    add("--budget", type=int, help="checked, uniform: computed steps (checked: 25; uniform: instead of --interval)")
+    add("--schedule", choices=("uniform", "published"), default="uniform", help="checked: which steps (uniform)")
     add("--magcache_calibration", action="store_true", help="MagCache: compute every step, write --magcache_ratios")
 
 
@@ -129,7 +137,9 @@ def policy_from(args: argparse.Namespace) -> Policy:
         return MagCacheCalibration()
     boundary: Boundary = args.boundary or "output"
     if args.policy == "lemica":
-        return LeMiCa(args.lemica_budget, args.table, args.resample, boundary)
+        return LeMiCa(args.lemica_budget, args.table, args.resample, boundary, args.lemica_predict)
+    if args.policy == "checked":
+        return Checked(25 if args.budget is None else args.budget, args.schedule, boundary=boundary)
     if args.policy == "easycache":
         return EasyCache(args.thresh, args.ret_steps, boundary)
     if args.policy == "magcache":
@@ -218,6 +228,36 @@ def check_writable(path: Path) -> None:
         raise IsADirectoryError(f"{str(path)!r} is a folder; give the name of a file.")
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".stepcache-"):
         pass
+
+
+@torch.no_grad()
+def sample_latent(pipe: Any, request: Request, **inputs: Any) -> torch.Tensor:
+    """Run the pipeline once as it stands and return the final latent, before the VAE."""
+    latent = pipe(
+        prompt=request.prompt,
+        negative_prompt=request.negative_prompt or None,
+        num_inference_steps=request.steps,
+        guidance_scale=request.guidance,
+        height=request.height,
+        width=request.width,
+        num_frames=request.num_frames,
+        generator=torch.Generator("cpu").manual_seed(request.seed),
+        output_type="latent",
+        **inputs,
+    ).frames
+    return torch.as_tensor(latent)
+
+
+@torch.no_grad()
+def decode_latent(pipe: Any, latent: torch.Tensor) -> np.ndarray:
+    """Frames [T, H, W, 3] uint8 of one latent (1, C, F, h, w), as a Wan pipeline decodes its last one."""
+    vae = pipe.vae
+    latent = latent.to(pipe.device, vae.dtype)
+    mean = torch.tensor(vae.config.latents_mean).view(1, -1, 1, 1, 1).to(latent)
+    std = torch.tensor(vae.config.latents_std).view(1, -1, 1, 1, 1).to(latent)
+    video = vae.decode(latent * std + mean, return_dict=False)[0]
+    frames = pipe.video_processor.postprocess_video(video, output_type="np")[0]
+    return np.asarray((np.clip(frames, 0, 1) * 255).round().astype(np.uint8))
 
 
 def generate(

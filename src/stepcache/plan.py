@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import warnings
 from collections.abc import Callable
@@ -17,6 +18,8 @@ from typing import Any, Literal
 
 Boundary = Literal["output", "blocks"]
 BOUNDARIES = ("output", "blocks")
+Basis = Literal["branch", "guidance"]
+BASES = ("branch", "guidance")
 Modulation = Callable[[float], tuple[Any, Any]]
 """timestep -> (time embedding e, its projection e0), the tensors that modulate the blocks: what TeaCache measures."""
 SCHEMA, SCHEMA_VERSION = "stepcache.plan", 1
@@ -43,6 +46,36 @@ class Trajectory:
     handover: int | None = None
     modulation: Modulation | None = None
     remarks: tuple[str, ...] = ()
+    scheduler: str | None = None
+
+
+@dataclass(frozen=True)
+class Check:
+    """How far a plan's predictions are trusted, measured anew at every computed step (see `selfcheck`).
+
+    Args:
+        bands: edges, in latent pixels, of the mean filters that split an increment into frequency bands, coarse first;
+            each band has a gain of its own, and so has what the finest filter leaves. Empty: one gain for all.
+        average: share of the last gain in the new one, in [0, 1).
+        basis: "branch" (a gain for each branch), or "guidance" (for the difference of the two branches, which guidance
+            multiplies, and for the unconditional one).
+
+    Raises:
+        ValueError: if any of this does not hold.
+    """
+
+    bands: tuple[int, ...] = (5,)
+    average: float = 0.5
+    basis: Basis = "branch"
+
+    def __post_init__(self) -> None:
+        odd = all(type(edge) is int and edge >= 3 and edge % 2 for edge in self.bands)
+        if not odd or any(a <= b for a, b in itertools.pairwise(self.bands)):
+            raise ValueError(f"bands is {list(self.bands)}; expected odd edges of 3 or more, falling, such as 11, 5.")
+        if not 0 <= self.average < 1:
+            raise ValueError(f"average is {self.average}; expected 0 or more and below 1.")
+        if self.basis not in BASES:
+            raise ValueError(f"basis is {self.basis!r}; expected one of {', '.join(BASES)}.")
 
 
 @dataclass(frozen=True)
@@ -57,6 +90,12 @@ class Plan:
         boundary: where reuse is applied, "output" or "blocks"; `None` leaves it to the run.
         weights: pairs (step, (w0, w1, ...)): that reused step is predicted as w0 * (last computed output) +
             w1 * (the one before) + ...; a reused step that is not named repeats the last output, weights (1.0,).
+            With a check, computed steps have them too: what would have been predicted there is compared with what came.
+        check: the self-check that damps the predictions towards reuse, if any.
+        scheduler: the sampler's class name the plan was made for; `None` is "any".
+        guidance_range: lowest and highest guidance scale the plan may be used at, where `guidance` is left open.
+        errors: pairs (step, predicted root mean square error of the output there), from the calibration.
+        figures: pairs (name, value) of what was predicted or measured of the plan, e.g. ("psnr_mean", 38.1).
         source: where the figures come from.
         notes: what a reader should know, e.g. that the schedule was resampled.
 
@@ -75,6 +114,11 @@ class Plan:
     weights: tuple[tuple[int, tuple[float, ...]], ...] = ()
     source: str = ""
     notes: tuple[str, ...] = ()
+    check: Check | None = None
+    scheduler: str | None = None
+    guidance_range: tuple[float, float] | None = None
+    errors: tuple[tuple[int, float], ...] = ()
+    figures: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:
         steps = self.computed
@@ -96,10 +140,14 @@ class Plan:
             raise ValueError(f"{len(self.timesteps)} timesteps for {self.num_steps} steps; expected one a step.")
         for step, weights in self.weights:
             before = sum(k < step for k in steps)
-            if step in self.computed or not 0 < step < self.num_steps:
+            if not 0 < step < self.num_steps or (step in self.computed and self.check is None):
                 raise ValueError(f"weights are given for step {step}, which is not a reused step of this plan.")
             if not 1 <= len(weights) <= before:
                 raise ValueError(f"step {step} has {len(weights)} weights; {before} outputs are known by then.")
+            if not all(math.isfinite(w) for w in weights):
+                raise ValueError(f"step {step} has a weight that is not a finite number.")
+        if self.guidance_range is not None and not self.guidance_range[0] <= self.guidance_range[1]:
+            raise ValueError(f"guidance_range is {list(self.guidance_range)}; expected the lower end first.")
 
     @property
     def budget(self) -> int:
@@ -146,11 +194,15 @@ class Plan:
         """
         differences = [
             f"{name} {mine} (the run: {theirs})"
-            for name in ("model", "shift", "guidance", "boundary")
+            for name in ("model", "scheduler", "shift", "guidance", "boundary")
             if (mine := getattr(self, name)) is not None
             and (theirs := getattr(run, name)) is not None
             and not (math_close(mine, theirs) if isinstance(mine, float) else mine == theirs)
         ]
+        if self.guidance_range and run.guidance is not None:
+            low, high = self.guidance_range
+            if not low <= run.guidance <= high:
+                differences.append(f"guidance {low:g} to {high:g} (the run: {run.guidance:g})")
         if self.num_steps != run.num_steps:
             differences.insert(0, f"{self.num_steps} steps (the run: {run.num_steps})")
         elif self.timesteps and run.timesteps and not all(map(math_close, self.timesteps, run.timesteps)):
@@ -164,7 +216,14 @@ class Plan:
             )
         warnings.warn(f"{what}; used all the same because resampling was asked for.", stacklevel=2)
         fitted = replace(
-            self, model=run.model, shift=run.shift, guidance=run.guidance, boundary=run.boundary, timesteps=None
+            self,
+            model=run.model,
+            scheduler=run.scheduler,
+            shift=run.shift,
+            guidance=run.guidance,
+            guidance_range=None,
+            boundary=run.boundary,
+            timesteps=None,
         )
         return fitted if self.num_steps == run.num_steps else fitted.resampled(run.num_steps)
 
@@ -172,7 +231,7 @@ class Plan:
         """The schedule mapped through its normalised step position k / (S - 1) onto another step count or budget.
 
         `budget` defaults to the plan's own; it is kept exactly, first and last step included, and is at most
-        `num_steps`. Weights belong to a step count and are dropped.
+        `num_steps`. Weights belong to a step count: a plan with a check gets finite-difference ones, others repeat.
 
         Raises:
             ValueError: if the budget does not fit the step count.
@@ -188,8 +247,20 @@ class Plan:
             f"resampled from {self.budget} of {self.num_steps} to {budget} of {num_steps} steps; no published figures"
         )
         return replace(
-            self, num_steps=num_steps, computed=computed, weights=(), timesteps=None, notes=(*self.notes, note)
+            self,
+            num_steps=num_steps,
+            computed=computed,
+            weights=first_order(computed, num_steps) if self.check else (),
+            timesteps=None,
+            errors=(),
+            figures=(),
+            notes=(*self.notes, note),
         )
+
+    def checked(self, check: Check | None = None) -> Plan:
+        """The same schedule with first-order extrapolation of the reused steps and the self-check, method "checked"."""
+        weights = first_order(self.computed, self.num_steps)
+        return replace(self, method="checked", weights=weights, check=check or Check())
 
     def to_json(self) -> str:
         """JSON text with the schema's name and version inside; `Plan.from_json` reads it back equal."""
@@ -208,6 +279,13 @@ class Plan:
             for name in ("computed", "timesteps", "notes"):
                 data[name] = tuple(data[name]) if data.get(name) is not None else cls.__dataclass_fields__[name].default
             data["weights"] = tuple((int(k), tuple(float(w) for w in ws)) for k, ws in data.get("weights") or ())
+            for name in ("errors", "figures"):
+                data[name] = tuple((key, float(value)) for key, value in data.get(name) or ())
+            if data.get("guidance_range") is not None:
+                low, high = data["guidance_range"]
+                data["guidance_range"] = (float(low), float(high))
+            if data.get("check") is not None:
+                data["check"] = Check(**{**data["check"], "bands": tuple(data["check"].get("bands", ()))})
             return cls(**data)
         except TypeError as error:
             raise ValueError(f"not a valid plan: {error}.") from error
@@ -229,6 +307,20 @@ class Plan:
             return cls.from_json(text)
         except ValueError as error:
             raise ValueError(f"plan file {os.fspath(path)!r}: {error}") from error
+
+
+def first_order(computed: tuple[int, ...], num_steps: int) -> tuple[tuple[int, tuple[float, ...]], ...]:
+    """(step, weights) of first-order extrapolation through the last two computed outputs, for every step but them.
+
+    Weights (1 + c, -c) with c = (step - k1) / (k1 - k2), the newest output first; computed steps are named too.
+    """
+    nodes = list(computed)
+    rows = []
+    for step in range(nodes[1] + 1 if len(nodes) > 1 else num_steps, num_steps):
+        last, before = [k for k in nodes if k < step][:-3:-1]
+        c = (step - last) / (last - before)
+        rows.append((step, (1 + c, -c)))
+    return tuple(rows)
 
 
 def timeline(num_steps: int, computed: tuple[int, ...], width: int = 100) -> str:

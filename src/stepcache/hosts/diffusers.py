@@ -354,6 +354,7 @@ def _trajectory(pipe: Any, scheduler: Any, timesteps: torch.Tensor) -> Trajector
         handover=handover if handover and handover < steps else None,
         modulation=_modulation(transformer),
         remarks=_remarks(pipe, transformer, scheduler, steps),
+        scheduler=type(scheduler).__name__,
     )
 
 

@@ -142,8 +142,13 @@ class Entrance:
     ) -> Any:
         """Call `original(*args, **kwargs)`, or do without; `latent` is the argument that holds the noisy latent."""
         x, _ = pack(latent)
+        self.cache.batched = not isinstance(latent, list | tuple)
         call = self.cache.enter(key, x, holder=holder, owner=owner)
-        if self.blocks is not None:
+        if call.recalled is not None:
+            if call.branch not in self._unpack:  # what the model returns is not known yet: look once
+                _, self._unpack[call.branch] = pack(original(*args, **kwargs))
+            result = self._unpack[call.branch](call.recalled)
+        elif self.blocks is not None:
             with self.blocks.during(call):
                 result = original(*args, **kwargs)
         elif call.compute:

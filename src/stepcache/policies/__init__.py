@@ -1,5 +1,6 @@
 """Methods, one paper one file. Each turns its settings into decisions for one run."""
 
+from stepcache.policies.checked import Checked
 from stepcache.policies.easycache import EasyCache
 from stepcache.policies.fixed import Fixed, Off, as_policy
 from stepcache.policies.lemica import LeMiCa
@@ -15,6 +16,7 @@ magcache.SOURCES.update(magcache_more.SOURCES)
 magcache.WHOLE_FIRST_EXPERT.update(magcache_more.WHOLE_FIRST_EXPERT)
 
 __all__ = [
+    "Checked",
     "EasyCache",
     "Fixed",
     "LeMiCa",

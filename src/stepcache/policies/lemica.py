@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from stepcache.cache import Decider, FollowPlan
 from stepcache.plan import Boundary, Plan, Trajectory
 from stepcache.published.lemica import SCHEDULES, SOURCE
+
+Predict = Literal["reuse", "checked"]
 
 
 @dataclass(frozen=True)
@@ -18,12 +21,19 @@ class LeMiCa:
         model: whose table, e.g. "wan2.1-t2v-1.3B"; `None`: that of the model that runs.
         resample: allow budgets and step counts that are not published (see `Plan.resampled`).
         boundary: "blocks" as the published code reuses (the residual of the block stack), or "output".
+        predict: "reuse" repeats the last output, as published; "checked" extrapolates under a self-check (see
+            `policies.checked`) on the same schedule.
     """
 
     budget: int = 25
     model: str | None = None
     resample: bool = False
     boundary: Boundary = "output"
+    predict: Predict = "reuse"
+
+    def __post_init__(self) -> None:
+        if self.predict not in ("reuse", "checked"):
+            raise ValueError(f"predict is {self.predict!r}; expected reuse or checked.")
 
     def plan(self, model: str | None = None, num_steps: int | None = None) -> Plan:
         """The schedule for `model` (default: this policy's) at `num_steps` (default: the published count).
@@ -41,9 +51,9 @@ class LeMiCa:
             )
         nearest = min(schedules, key=lambda b: (abs(b - self.budget), -b))
         plan = Plan(published, schedules[nearest], "lemica", table, boundary=self.boundary, source=SOURCE)
-        if (self.budget, steps) == (nearest, published):
-            return plan
-        return plan.resampled(steps, self.budget)
+        if (self.budget, steps) != (nearest, published):
+            plan = plan.resampled(steps, self.budget)
+        return plan.checked() if self.predict == "checked" else plan
 
     def _table(self, model: str | None) -> tuple[str, int, dict[int, tuple[int, ...]]]:
         name = model or self.model
@@ -59,4 +69,4 @@ class LeMiCa:
         return FollowPlan(replace(self.plan(self.model or run.model, run.num_steps), boundary=run.boundary))
 
     def __str__(self) -> str:
-        return f"lemica (budget {self.budget})"
+        return f"lemica (budget {self.budget}{', checked' if self.predict == 'checked' else ''})"

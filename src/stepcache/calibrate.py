@@ -1,0 +1,227 @@
+"""`stepcache calibrate`: one uncached run a prompt and seed, and all that plans need is known.
+
+The output file is rewritten after every run, whole or not at all: interrupt at will, and the same command goes on
+where it stopped. Calibrations made on several machines merge:
+
+    stepcache calibrate --merge a.json b.json --out all.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from stepcache import __version__
+from stepcache.calibration import Calibration, Recorder, known_runs, read_prompts
+from stepcache.generate import (
+    Request,
+    check_request,
+    check_writable,
+    decode_latent,
+    load_pipeline,
+    model_defaults,
+    sample_latent,
+)
+from stepcache.hosts.diffusers import accelerate
+from stepcache.metrics import mean_psnr, psnr
+from stepcache.plan import Plan, spread
+from stepcache.planner import final_error, plan_error
+
+STORED = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def calibrate(
+    pipe: Any,
+    runs: Iterable[tuple[str, int]],
+    sample: Callable[[str, int], Any],
+    *,
+    decode: Callable[[torch.Tensor], np.ndarray] | None = None,
+    known: Calibration | None = None,
+    save: Callable[[Calibration], None] | None = None,
+    dtype: torch.dtype = torch.float32,
+    folder: str | None = None,
+) -> Calibration:
+    """Record uncached runs of a diffusers pipeline.
+
+    Args:
+        pipe: any pipeline whose guidance is `uncond + g (cond - uncond)` in two calls, or that has one call a step.
+        runs: (prompt, seed) pairs; those that `known` has are left out.
+        sample: `sample(prompt, seed)` runs the pipeline once.
+        decode: latent (1, ...) -> frames [T, H, W, 3] uint8, to learn what PSNR an error of the final latent costs.
+        known: a calibration to go on with.
+        save: called with the calibration after every run.
+        dtype: precision of the outputs held during a run.
+        folder: where they are held, default memory (see `Recorder`).
+
+    Raises:
+        ValueError: the sampler adds noise, guidance is not of that form, or `known` is of another model or setting.
+    """
+    recorder = Recorder(dtype, folder, lambda: pipe.scheduler)
+    calibration, done = known, known_runs(known.runs) if known else set()
+    with accelerate(pipe, recorder):
+        for prompt, seed in runs:
+            if (prompt, seed) in done:
+                continue
+            sample(prompt, seed)
+            found = recorder.finish(prompt, seed)
+            if decode is not None:
+                run = replace(found.runs[0], decoded=_decoded(found, recorder, decode))
+                found = replace(found, runs=(run,))
+            calibration = found if calibration is None else calibration.merged(found)
+            if save is not None:
+                save(calibration)
+    if calibration is None:
+        raise ValueError("no runs were asked for; give at least one prompt and seed.")
+    return calibration
+
+
+def _decoded(
+    found: Calibration, recorder: Recorder, decode: Callable[[torch.Tensor], np.ndarray]
+) -> tuple[tuple[float, float], ...]:
+    """(error of the final latent, PSNR) of two reuse plans, simulated: the latents are sums of recorded ones."""
+    steps = found.num_steps
+    final = found.state_vector(steps)
+    truth, pairs = decode(recorder.combined(final)), []
+    for budget in {max(2, steps // 2), max(2, steps // 4)}:
+        plan = Plan(steps, spread([i * (steps - 1) / (budget - 1) for i in range(budget)], steps))
+        frames = decode(recorder.combined(final + final_error(found, plan)))
+        pairs.append((float(plan_error(found, plan)[0]), mean_psnr(psnr(truth, frames).tolist())))
+    return tuple(sorted(p for p in pairs if np.isfinite(p).all()))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of `stepcache calibrate`."""
+    parser.description = __doc__
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.set_defaults(run=run)
+    add = parser.add_argument
+    add("--model", metavar="DIR_OR_ID", help="folder or hub id of a diffusers Wan pipeline")
+    add("--prompts", metavar="FILE", help="text file, one prompt a line; eight are plenty")
+    add("--out", required=True, metavar="FILE", help="the calibration, a JSON file; an unfinished one is continued")
+    add("--seeds", default="0", help="seeds for every prompt, separated by commas (0)")
+    add("--negative_prompt", default="")
+    add("--steps", type=int, default=50, help="steps of the denoising loop (50)")
+    add("--guidance", type=float, help="guidance scale (default: the model's, else 5)")
+    for name in ("height", "width", "num_frames"):
+        add(f"--{name}", type=int, help="default: the model's")
+    add("--device", help="default: cuda if there is one, else cpu")
+    add("--dtype", choices=tuple(STORED), help="of the model: default bfloat16 on cuda, float32 on cpu")
+    add("--store", metavar="FOLDER", help="hold a run's outputs in a file there instead of in memory")
+    add("--store_dtype", choices=tuple(STORED), default="float32", help="precision of the outputs held (float32)")
+    add("--no-decode", action="store_true", help="do not decode clips to learn what PSNR an error costs")
+    add("--merge", nargs="+", metavar="FILE", help="merge calibrations instead of running anything")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Merge, or check everything that can be checked, load, record, save."""
+    check_writable(Path(args.out))
+    if args.merge:
+        first, *others = [Calibration.load(path) for path in args.merge]
+        merged = first.merged(*others)
+        merged.save(args.out)
+        print(describe(merged))
+        return 0
+    if not (args.model and args.prompts):
+        raise ValueError("give --model and --prompts, or --merge FILES.")
+    prompts, seeds = read_prompts(args.prompts), read_seeds(args.seeds)
+    request = request_from(args)
+    known = Calibration.load(args.out) if Path(args.out).exists() else None
+    if known is not None:
+        check_same(known, request, args.out)
+    pairs = [(prompt, seed) for prompt in prompts for seed in seeds]
+    todo = [pair for pair in pairs if known is None or pair not in known_runs(known.runs)]
+    if known is not None:
+        print(f"{args.out} has {len(known.runs)} run(s); {len(todo)} of {len(pairs)} are still to do.")
+    if not todo:
+        print(describe(known) if known else "")
+        return 0
+    pipe = load_pipeline(args.model, args.device, args.dtype)
+    pipe.set_progress_bar_config(disable=True)
+    seconds = []
+
+    def sample(prompt: str, seed: int) -> None:
+        started = time.perf_counter()
+        sample_latent(pipe, replace(request, prompt=prompt, seed=seed))
+        seconds.append(time.perf_counter() - started)
+
+    started = time.perf_counter()
+    calibration = calibrate(
+        pipe,
+        tqdm(todo, desc="calibrate", unit="run", dynamic_ncols=True),
+        sample,
+        decode=None if args.no_decode else lambda latent: decode_latent(pipe, latent),
+        known=known,
+        save=lambda found: replace(found, about={"stepcache": __version__, "model": args.model}).save(args.out),
+        dtype=STORED[args.store_dtype],
+        folder=args.store,
+    )
+    extra = (time.perf_counter() - started) / sum(seconds) - 1
+    print(describe(calibration))
+    print(f"{len(seconds)} uncached run(s) in {sum(seconds):.1f} s, {extra:.1%} on top; wrote {args.out}")
+    return 0
+
+
+def request_from(args: argparse.Namespace) -> Request:
+    """What is run, without prompt and seed; sizes and guidance default to the model's."""
+    defaults = model_defaults(args.model)
+
+    def choose(name: str, otherwise: Any) -> Any:
+        given = getattr(args, name)
+        return given if given is not None else defaults.get(name, otherwise)
+
+    sizes = {name: choose(name, getattr(Request, name)) for name in ("height", "width", "num_frames")}
+    request = Request("", args.negative_prompt, args.steps, choose("guidance", 5.0), **sizes)
+    check_request(request)
+    return request
+
+
+def read_seeds(text: str) -> list[int]:
+    """Seeds from "0,1,2"; ValueError otherwise."""
+    try:
+        seeds = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--seeds is {text!r}; expected whole numbers separated by commas, such as 0,1,2.") from None
+    if len(set(seeds)) != len(seeds):
+        raise ValueError(f"--seeds is {text!r}; each seed once.")
+    return seeds
+
+
+def check_same(known: Calibration, request: Request, path: str) -> None:
+    """ValueError if an existing file is of another step count or guidance than what is asked for now."""
+    wanted = {"num_steps": request.steps, "guidance": request.guidance}
+    found = [
+        f"{name} {getattr(known, name)} (asked for: {v})" for name, v in wanted.items() if getattr(known, name) != v
+    ]
+    if found:
+        raise ValueError(f"{path} is a calibration of {', '.join(found)}; choose another --out, or the same settings.")
+
+
+def describe(calibration: Calibration) -> str:
+    """What was learnt, in a few lines: runs, ratios, rates and their spread."""
+    lines = [
+        f"calibration of {calibration.model}: {len(calibration.runs)} run(s) of {calibration.num_steps} steps, "
+        f"{calibration.scheduler}, guidance {calibration.guidance}, latent {list(calibration.size)}",
+        f"  latents agree with the sampler's response to {calibration.linearity().max():.1e}",
+    ]
+    for branch in calibration.branches:
+        ratios = np.stack([run.magnitude[branch][1:, 0] for run in calibration.runs])
+        cosine = np.stack([run.magnitude[branch][1:, 2] for run in calibration.runs])
+        rates = np.stack([run.rates[branch][1:] for run in calibration.runs])
+        lines.append(
+            f"  {branch}: magnitude ratio {ratios.mean():.4f} (spread over runs {_spread(ratios):.4f}), "
+            f"1 - cosine {cosine.mean():.4f}, transformation rate {rates.mean():.3f} (spread {_spread(rates):.3f})"
+        )
+    return "\n".join(lines)
+
+
+def _spread(rows: np.ndarray) -> float:
+    """Standard deviation over runs, root mean square over steps."""
+    return float(np.sqrt(rows.var(0).mean()))

@@ -1,0 +1,308 @@
+"""From a calibration to the best plan for any budget, without another evaluation of the model.
+
+Everything here is a quadratic form of the calibration's Gram matrices. A plan's error in the output of step s is a
+combination of recorded outputs; weighted with the sampler's influence g_s and the branches' shares it is its error in
+the final latent (open loop: as if the later outputs did not answer to it). See docs/planning.md for how far that holds.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from stepcache.calibration import Calibration
+from stepcache.paths import Edges, Objective, best_path, best_path_with_memory
+from stepcache.plan import Check, Plan
+
+Method = Literal["checked", "lemica"]
+Mode = Literal["checked", "static", "reuse"]
+LONGEST_GAP = 12
+"""Steps from one computed step to the next, at most; published schedules stay below 11 (papers.md, section 1)."""
+GUIDANCE_MARGIN = 0.3
+"""A plan may be used at guidance scales this share below and above the calibrated one."""
+RIDGE = 1e-2
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Least-squares weights for one step over some computed ones.
+
+    `error` is (runs,): norm of (predicted - true output) over the norm of the true one, all branches together.
+    """
+
+    step: int
+    sources: tuple[int, ...]
+    weights: tuple[float, ...]
+    latent: float
+    error: np.ndarray
+
+
+def fit(
+    calibration: Calibration, step: int, sources: Sequence[int], *, ridge: float = RIDGE, latent: bool = False
+) -> Fit:
+    """Weights that predict the output of `step` best from the outputs of `sources`, shared by branches and runs.
+
+    Minimises sum |sum_i w_i v_i + c (x_step - x_newest) - v_step|^2 + ridge * scale * |w - (1, 0, ...)|^2, so that
+    plain reuse is what little data falls back to.
+
+    Args:
+        calibration: what was measured.
+        step: the step that is predicted.
+        sources: computed steps before it, newest first.
+        ridge: 0 or more, in units of the mean squared norm of the sources' outputs.
+        latent: whether the change of the latent since the newest source may help.
+
+    Raises:
+        ValueError: sources that do not precede the step in falling order, or a negative ridge.
+    """
+    rows = tuple(sources)
+    if not rows or rows[0] >= step or any(a <= b for a, b in itertools.pairwise(rows)) or rows[-1] < 0:
+        raise ValueError(f"sources are {list(rows)}; expected steps before {step}, newest first.")
+    if ridge < 0:
+        raise ValueError(f"ridge is {ridge}; expected 0 or more.")
+    vectors, targets = [], []
+    for b in range(len(calibration.branches)):
+        first = b * calibration.num_steps
+        vectors.append(_basis(calibration, [[(first + k, 1.0)] for k in rows], latent, step, rows[0]))
+        targets.append(_unit(calibration, first + step))
+    grams = calibration.grams
+    normal = sum(np.einsum("ia,rab,jb->ij", v, grams, v) for v in vectors)
+    right = sum(np.einsum("ia,rab,b->i", v, grams, t) for v, t in zip(vectors, targets, strict=True))
+    reuse = np.zeros(len(right))
+    reuse[0] = 1.0
+    penalty = ridge * np.trace(normal[: len(rows), : len(rows)]) / len(rows)
+    damped = normal + penalty * np.eye(len(right))
+    solution = np.linalg.lstsq(damped, right + penalty * reuse, rcond=None)[0]
+    error = sum(_quadratic(solution @ v - t, grams) for v, t in zip(vectors, targets, strict=True))
+    size = sum(_quadratic(t, grams) for t in targets)
+    weights, rest = solution[: len(rows)], solution[len(rows) :]
+    return Fit(step, rows, tuple(map(float, weights)), float(rest[0]) if latent else 0.0, np.sqrt(error / size))
+
+
+def _unit(calibration: Calibration, row: int) -> np.ndarray:
+    vector = np.zeros(calibration.num_steps * (len(calibration.branches) + 1))
+    vector[row] = 1.0
+    return vector
+
+
+def _basis(
+    calibration: Calibration, rows: list[list[tuple[int, float]]], latent: bool, step: int, newest: int
+) -> np.ndarray:
+    first = len(calibration.branches) * calibration.num_steps
+    if latent:
+        rows = [*rows, [(first + step, 1.0), (first + newest, -1.0)]]
+    vectors = np.zeros((len(rows), first + calibration.num_steps))
+    for i, entries in enumerate(rows):
+        for row, value in entries:
+            vectors[i, row] = value
+    return vectors
+
+
+def _quadratic(vector: np.ndarray, grams: np.ndarray) -> np.ndarray:
+    return np.asarray(np.einsum("a,rab,b->r", vector, grams, vector).clip(0))
+
+
+def step_errors(calibration: Calibration, plan: Plan) -> np.ndarray:
+    """(S, runs): norm of the error a plan makes in each step's guided output over the norm of that output."""
+    errors = np.zeros((calibration.num_steps, len(calibration.runs)))
+    for step, weights in _reused(plan):
+        vector = _shares(calibration, _missed(plan, step, weights))
+        truth = _shares(calibration, {step: 1.0})
+        errors[step] = np.sqrt(_quadratic(vector, calibration.grams) / _quadratic(truth, calibration.grams))
+    return errors
+
+
+def plan_error(calibration: Calibration, plan: Plan) -> np.ndarray:
+    """(runs,): error of the final latent over its norm, open loop, cross terms and guidance included, no check.
+
+    Raises:
+        ValueError: the plan is of another step count.
+    """
+    if plan.num_steps != calibration.num_steps:
+        raise ValueError(f"the plan has {plan.num_steps} steps, the calibration {calibration.num_steps}.")
+    return np.asarray(np.sqrt(_quadratic(final_error(calibration, plan), calibration.grams)) / calibration.final_norms)
+
+
+def final_error(calibration: Calibration, plan: Plan) -> np.ndarray:
+    """(R,): the plan's open-loop error in the final latent over the Gram matrix's vectors."""
+    total: dict[int, float] = {}
+    for step, weights in _reused(plan):
+        for row, value in _missed(plan, step, weights).items():
+            total[row] = total.get(row, 0.0) + float(calibration.influence[step]) * value
+    return _shares(calibration, total)
+
+
+def _reused(plan: Plan) -> Iterable[tuple[int, tuple[float, ...]]]:
+    rows = dict(plan.weights)
+    return ((step, rows.get(step, (1.0,))) for step in plan.reused)
+
+
+def _missed(plan: Plan, step: int, weights: tuple[float, ...]) -> dict[int, float]:
+    """Step -> weight: predicted minus true output of a reused step."""
+    sources = [k for k in plan.computed if k < step][::-1][: len(weights)]
+    return {**dict(zip(sources, weights, strict=True)), step: -1.0}
+
+
+def _shares(calibration: Calibration, by_step: dict[int, float]) -> np.ndarray:
+    vector = np.zeros(calibration.num_steps * (len(calibration.branches) + 1))
+    for step, value in by_step.items():
+        for b, alpha in enumerate(calibration.alpha):
+            vector[b * calibration.num_steps + step] = alpha * value
+    return vector
+
+
+def gram_edges(calibration: Calibration, longest: int = LONGEST_GAP) -> dict[tuple[int, int], float]:
+    """LeMiCa's graph in closed form: (i, j) -> change of the final latent when the steps between repeat output i.
+
+    The mean over runs of the root mean square change of an entry; LeMiCa measures the mean absolute change in a run
+    where later outputs answer to it (arXiv 2511.00090, equation 5; `replay.measured_edges`).
+    """
+    steps, edges = calibration.num_steps, {}
+    size = math.sqrt(math.prod(calibration.size))
+    guided = _guided(calibration)
+    for i in range(steps - 1):
+        reach = min(i + longest, steps - 1)
+        window = np.arange(i, reach + 1)
+        inner = guided[:, window[:, None], window]
+        vector = np.zeros(len(window))
+        for j in range(i + 1, reach + 1):
+            if j > i + 1:
+                vector[0] += calibration.influence[j - 1]
+                vector[j - 1 - i] -= calibration.influence[j - 1]
+            edges[i, j] = float(np.sqrt(_quadratic(vector, inner)).mean() / size)
+    return edges
+
+
+def _guided(calibration: Calibration) -> np.ndarray:
+    """(runs, S, S): inner products of the guided outputs."""
+    steps, count = calibration.num_steps, len(calibration.branches)
+    blocks = calibration.grams[:, : count * steps, : count * steps].reshape(-1, count, steps, count, steps)
+    return np.asarray(np.einsum("b,rbscd,c->rsd", np.array(calibration.alpha), blocks, np.array(calibration.alpha)))
+
+
+def plan_lemica(
+    calibration: Calibration,
+    budget: int,
+    edges: Edges,
+    *,
+    objective: Objective = "lexminimax",
+    gamma: float = 2.0,
+    source: str = "",
+) -> Plan:
+    """LeMiCa's schedule for this model: the best path through `edges`, reused as published."""
+    computed = best_path(edges, calibration.num_steps, budget, objective, gamma)
+    return _finished(calibration, Plan(calibration.num_steps, computed, "lemica", source=source))
+
+
+def plan_checked(
+    calibration: Calibration,
+    budget: int,
+    *,
+    mode: Mode = "checked",
+    sensitivity: Sequence[float] | None = None,
+    power: float = 2.0,
+    longest: int = LONGEST_GAP,
+    check: Check | None = None,
+) -> Plan:
+    """Our plan: the schedule whose extrapolated gaps disturb the final latent least.
+
+    A gap from k1 to j, before which k2 was computed, costs the mean over runs of
+    | sum over its steps s of sens_s g_s (extrapolated - true guided output of s) | ** power; errors inside a gap add up
+    with their signs, those of different gaps are added as costs. See docs/planning.md for the alternatives measured.
+
+    Args:
+        calibration: what was measured.
+        budget: computed steps, 2 or more.
+        mode: "checked", "static" (weights without check), or "reuse" (the schedule for plain reuse).
+        sensitivity: (S,) how much more the final latent moves than its open-loop influence says; default 1.
+        power: exponent of a gap's cost.
+        longest: most steps from one computed step to the next.
+        check: settings of the self-check.
+
+    Raises:
+        ValueError: no schedule of this budget; the sentence names the smallest and largest.
+    """
+    first, costs = gap_costs(calibration, sensitivity, power, longest, extrapolate=mode != "reuse")
+    computed = best_path_with_memory(first, costs, budget)
+    plan = Plan(calibration.num_steps, computed, mode)
+    if mode != "reuse":
+        plan = plan.checked(check)
+    if mode == "static":
+        rows = tuple((k, w) for k, w in plan.weights if k not in computed)
+        plan = replace(plan, method="static", check=None, weights=rows)
+    return _finished(calibration, plan)
+
+
+def gap_costs(
+    calibration: Calibration,
+    sensitivity: Sequence[float] | None = None,
+    power: float = 2.0,
+    longest: int = LONGEST_GAP,
+    extrapolate: bool = True,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Costs of all gaps as `best_path_with_memory` takes them: (L + 1,) and (S, L + 1, L + 1); see `plan_checked`."""
+    steps = calibration.num_steps
+    longest = min(longest, steps - 1)
+    effect = calibration.influence * (np.ones(steps) if sensitivity is None else np.asarray(sensitivity, float))
+    guided = _guided(calibration)
+    norms = calibration.final_norms
+    costs = np.full((steps, longest + 1, longest + 1), np.inf)
+    first = np.full(longest + 1, np.inf)
+    for node in range(steps):
+        for back in range(0 if node == 0 else 1, min(node, longest) + 1):
+            window = np.arange(node - back, min(node + longest, steps))
+            vectors = _gap_vectors(effect[window], back, extrapolate)
+            inner = guided[:, window[:, None], window]
+            square = np.einsum("ja,rab,jb->jr", vectors, inner, vectors).clip(0)
+            row = ((np.sqrt(square) / norms) ** power).mean(1)
+            if node == 0:
+                first[1 : len(row) + 1] = row
+            else:
+                reach = min(longest, steps - 1 - node)
+                costs[node, back, 1 : reach + 1] = row[:reach]
+    return first, costs
+
+
+def _gap_vectors(effect: np.ndarray, back: int, extrapolate: bool) -> np.ndarray:
+    """(gaps, window): row b - 1 is the error of the jump over b steps, over the outputs of the window.
+
+    The window begins at k2 (or at k1 if nothing came before, `back` 0) and ends before the last step within reach.
+    """
+    ahead = len(effect) - back
+    single = np.zeros((ahead, len(effect)))  # row d: the error of step k1 + d alone; row 0, a computed step, none
+    for d in range(1, ahead):
+        c = d / back if back and extrapolate else 0.0
+        single[d, back] += 1 + c
+        single[d, 0] -= c
+        single[d, back + d] -= 1
+        single[d] *= effect[back + d]
+    return single.cumsum(0)
+
+
+def _finished(calibration: Calibration, plan: Plan) -> Plan:
+    """The plan with the calibration's key and its predicted errors."""
+    guidance = calibration.guidance
+    margin = None if guidance is None else (guidance * (1 - GUIDANCE_MARGIN), guidance * (1 + GUIDANCE_MARGIN))
+    plan = replace(
+        plan,
+        model=calibration.model,
+        scheduler=calibration.scheduler,
+        shift=calibration.shift,
+        timesteps=calibration.timesteps,
+        guidance_range=margin,
+        boundary="output",
+        source=plan.source or f"planned from {len(calibration.runs)} calibrated run(s)",
+    )
+    errors = step_errors(calibration, plan).mean(1)
+    total = plan_error(calibration, plan)
+    worst = np.sort(total)[-max(1, len(total) // 4) :].mean()
+    return replace(
+        plan,
+        errors=tuple((int(k), round(float(errors[k]), 6)) for k in plan.reused),
+        figures=(("open_loop_error_mean", float(total.mean())), ("open_loop_error_worst_quarter", float(worst))),
+    )

@@ -1,0 +1,247 @@
+"""`stepcache plan`: the best plan for a budget, from a calibration, in seconds and without the model.
+
+    stepcache plan --calibration calibration.json --budget 20 --out plan.json
+    stepcache generate --model DIR --prompt "..." --plan plan.json --output clip.mp4
+
+Instead of a budget, say what is wanted: `--target-speedup 2.5`, or `--target-psnr 35` (a forecast from the
+calibration's closed form: see docs/planning.md for how far it holds).
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from stepcache.calibration import Calibration
+from stepcache.generate import Request, check_writable, load_pipeline, model_defaults, sample_latent
+from stepcache.paths import OBJECTIVES
+from stepcache.plan import BASES, BOUNDARIES, Check, Plan
+from stepcache.planner import LONGEST_GAP, gram_edges, plan_checked, plan_error, plan_lemica
+from stepcache.replay import MeasuredEdges, measured_edges, rank_agreement, replays
+
+FEW_RUNS = 2
+"""Below this many calibrated runs a plan may fit their accidents."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a budget is expected to cost: mean over runs of the final latent's relative error, and the PSNR it means.
+
+    `psnr` is None where nothing was decoded in the calibration.
+    """
+
+    budget: int
+    error: float
+    psnr: float | None
+    plan: Plan
+
+
+def forecasts(calibration: Calibration, budgets: list[int] | None = None, mode: str = "checked") -> list[Forecast]:
+    """The trade-off curve error(B), for every budget that has a plan."""
+    found = []
+    for budget in budgets or range(3, calibration.num_steps + 1):
+        try:
+            plan = plan_checked(calibration, budget, mode=mode)  # type: ignore[arg-type]
+        except ValueError:
+            continue
+        error = float(plan_error(calibration, plan).mean())
+        found.append(Forecast(budget, error, psnr_of(calibration, error), plan))
+    return found
+
+
+def psnr_of(calibration: Calibration, error: float) -> float | None:
+    """PSNR in dB that a relative error of the final latent comes to, by the calibration's decoded pairs.
+
+    PSNR = a - 20 log10(error) with the mean a over all pairs; `None` if nothing was decoded.
+    """
+    pairs = [pair for run in calibration.runs for pair in run.decoded]
+    if not pairs:
+        return None
+    if error <= 0:
+        return math.inf
+    return float(np.mean([psnr + 20 * math.log10(e) for e, psnr in pairs]) - 20 * math.log10(error))
+
+
+def knee(curve: list[Forecast]) -> Forecast:
+    """Where the curve of log error over budget bends most: the point farthest below the chord of its ends."""
+    usable = [f for f in curve if f.error > 0]
+    if len(usable) < 3:
+        return curve[-1]
+    x = np.array([f.budget for f in usable], float)
+    y = np.log([f.error for f in usable])
+    chord = y[0] + (y[-1] - y[0]) * (x - x[0]) / (x[-1] - x[0])
+    return usable[int(np.argmax(chord - y))]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of `stepcache plan`."""
+    parser.description = __doc__
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.set_defaults(run=run)
+    add = parser.add_argument
+    add("--calibration", required=True, metavar="FILE", help="from stepcache calibrate")
+    add("--out", required=True, metavar="FILE", help="the plan, a JSON file")
+    goal = parser.add_mutually_exclusive_group(required=True)
+    goal.add_argument("--budget", type=int, help="computed steps")
+    goal.add_argument("--target-speedup", type=float, metavar="X", help="the largest budget with this ideal speed-up")
+    goal.add_argument(
+        "--target-psnr", type=float, metavar="DB", help="the smallest budget that is forecast to reach it"
+    )
+    add(
+        "--method",
+        choices=("checked", "lemica"),
+        default="checked",
+        help="checked: ours (default); lemica: as published",
+    )
+    group = parser.add_argument_group("checked")
+    group.add_argument(
+        "--mode",
+        choices=("checked", "static", "reuse"),
+        default="checked",
+        help="extrapolation under the self-check (default), extrapolation alone, or plain reuse",
+    )
+    group.add_argument("--bands", default=None, help="edges of the self-check's mean filters, such as 11,5 (default 5)")
+    group.add_argument("--basis", choices=BASES, help="what the self-check has gains for (default branch)")
+    group = parser.add_argument_group("lemica")
+    group.add_argument(
+        "--edges",
+        default="gram",
+        metavar="gram|replay|FILE",
+        help="the graph: in closed form (default); measured now by replays, exactly as published (needs --model, takes "
+        "hundreds of runs' time, resumes); or measured before",
+    )
+    group.add_argument("--model", metavar="DIR_OR_ID", help="the calibrated model, for --edges replay")
+    group.add_argument("--device", help="default: cuda if there is one, else cpu")
+    group.add_argument("--dtype", choices=("float32", "bfloat16", "float16"))
+    for name in ("height", "width", "num_frames"):
+        group.add_argument(f"--{name}", type=int, help="as calibrated; default: the model's")
+    group.add_argument("--boundary", choices=BOUNDARIES, default="output", help="where replays reuse (output)")
+    group.add_argument("--replay-runs", type=int, help="replay only the first so many calibrated runs (default: all)")
+    group.add_argument("--objective", choices=OBJECTIVES, default="lexminimax", help="of the path (lexminimax)")
+    group.add_argument("--gamma", type=float, default=2.0, help="exponent of the power objective (2)")
+    add(
+        "--longest",
+        type=int,
+        default=LONGEST_GAP,
+        help=f"most steps from one computed step to the next ({LONGEST_GAP})",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Read, plan, say what is expected, save."""
+    check_writable(Path(args.out))
+    calibration = Calibration.load(args.calibration)
+    if not calibration.runs:
+        raise ValueError(f"{args.calibration} holds no runs; calibrate first.")
+    budget = budget_from(args, calibration)
+    check_budget(budget, calibration.num_steps)
+    plan = lemica(args, calibration, budget) if args.method == "lemica" else checked(args, calibration, budget)
+    if len(calibration.runs) < FEW_RUNS:
+        note = f"planned from {len(calibration.runs)} run only; calibrate a few more prompts for a steadier plan"
+        plan = replace(plan, notes=(*plan.notes, note))
+    plan.save(args.out)
+    print(plan)
+    error = dict(plan.figures)["open_loop_error_mean"]
+    forecast = psnr_of(calibration, error)
+    in_decibel = "" if forecast is None else f", about {forecast:.1f} dB"
+    print(f"forecast (open loop, no check): final latent off by {error:.2%}{in_decibel}; wrote {args.out}")
+    return 0
+
+
+def check_budget(budget: int, num_steps: int) -> None:
+    """ValueError for a budget no run of this length has."""
+    if not 2 <= budget <= num_steps:
+        raise ValueError(f"--budget is {budget}; expected 2 to {num_steps}, the calibration's step count.")
+
+
+def budget_from(args: argparse.Namespace, calibration: Calibration) -> int:
+    """The budget, or the one that the target asks for."""
+    steps = calibration.num_steps
+    if args.budget is not None:
+        return int(args.budget)
+    if args.target_speedup is not None:
+        if not 1 <= args.target_speedup <= steps / 2:
+            raise ValueError(
+                f"--target-speedup is {args.target_speedup}; expected 1 to {steps / 2:g} for {steps} steps."
+            )
+        return int(steps / args.target_speedup)
+    curve = forecasts(calibration)
+    if any(f.psnr is None for f in curve):
+        raise ValueError(
+            "the calibration has no decoded clips, so no PSNR can be forecast; calibrate without --no-decode."
+        )
+    for forecast in curve:
+        if forecast.psnr is not None and forecast.psnr >= args.target_psnr:
+            return forecast.budget
+    raise ValueError(f"no budget is forecast to reach {args.target_psnr:g} dB.")
+
+
+def checked(args: argparse.Namespace, calibration: Calibration, budget: int) -> Plan:
+    """Our plan by the flags."""
+    check = Check()
+    if args.bands is not None:
+        check = replace(check, bands=bands_from(args.bands))
+    if args.basis is not None:
+        check = replace(check, basis=args.basis)
+    return plan_checked(calibration, budget, mode=args.mode, longest=args.longest, check=check)
+
+
+def bands_from(text: str) -> tuple[int, ...]:
+    """Filter edges from "11,5"; "" or "none" is one band."""
+    try:
+        return tuple(int(part) for part in text.split(",")) if text not in ("", "none") else ()
+    except ValueError:
+        raise ValueError(f"--bands is {text!r}; expected odd numbers separated by commas, such as 11,5.") from None
+
+
+def lemica(args: argparse.Namespace, calibration: Calibration, budget: int) -> Plan:
+    """LeMiCa's plan by the flags, and how well the closed form agrees with measured edges."""
+    closed = gram_edges(calibration, args.longest)
+    settings = {"objective": args.objective, "gamma": args.gamma}
+    if args.edges == "gram":
+        source = "LeMiCa's graph (arXiv 2511.00090) in closed form"
+        return plan_lemica(calibration, budget, closed, source=source, **settings)
+    measured = replayed(args, calibration) if args.edges == "replay" else MeasuredEdges.load(args.edges)
+    measured.check(calibration)
+    mean = measured.mean()
+    print(f"closed form and measured edges: rank correlation {rank_agreement(closed, mean):.3f} over {len(mean)} edges")
+    source = f"LeMiCa's graph (arXiv 2511.00090), {len(mean)} edges measured over {len(measured.runs)} run(s)"
+    return replace(plan_lemica(calibration, budget, mean, source=source, **settings), boundary=measured.boundary)
+
+
+def replayed(args: argparse.Namespace, calibration: Calibration) -> MeasuredEdges:
+    """Measure the edges now; OUT.edges.json holds what is done, and is gone on with."""
+    if not args.model:
+        raise ValueError("--edges replay needs --model, the model that was calibrated.")
+    path = Path(args.out).with_suffix(".edges.json")
+    known = MeasuredEdges.load(path) if path.exists() else None
+    if known is not None:
+        known.check(calibration)
+        if (known.boundary, known.longest) != (args.boundary, args.longest):
+            raise ValueError(f"{path} is of boundary {known.boundary}, longest {known.longest}; choose another --out.")
+    pairs = [(r.prompt, r.seed) for r in calibration.runs][: args.replay_runs]
+    todo = [p for p in pairs if known is None or p not in {(q, s) for q, s, _ in known.runs}]
+    if not todo and known is not None:
+        return known
+    defaults = model_defaults(args.model)
+    sizes = {n: getattr(args, n) or defaults.get(n, getattr(Request, n)) for n in ("height", "width", "num_frames")}
+    request = Request("", steps=calibration.num_steps, guidance=calibration.guidance or 1.0, **sizes)
+    pipe = load_pipeline(args.model, args.device, args.dtype)
+    pipe.set_progress_bar_config(disable=True)
+    total = len(todo) * len(replays(calibration.num_steps, args.longest))
+    with tqdm(total=total, desc="replays", unit="run", dynamic_ncols=True) as bar:
+        return measured_edges(
+            pipe,
+            todo,
+            lambda prompt, seed: sample_latent(pipe, replace(request, prompt=prompt, seed=seed)),
+            longest=args.longest,
+            boundary=args.boundary,
+            known=known,
+            save=lambda edges: edges.save(path),
+            progress=bar.update,
+        )
