@@ -30,7 +30,6 @@ import torch
 
 from stepcache.cache import Call, Decider
 from stepcache.plan import Boundary, Trajectory, math_close, parse_document, read_text, write_atomically
-from stepcache.policies.magcache import Ratios
 
 CALIBRATION_SCHEMA, CALIBRATION_VERSION = "stepcache.calibration", 1
 LARGEST_FILE = 512 * 2**20
@@ -150,16 +149,6 @@ class Calibration:
                 "within the run). Plans from such a run would be wrong; calibrate with a plain sampler and guidance."
             )
         return self
-
-    def ratios(self) -> Ratios:
-        """MagCache ratios of the transformer's output: mean over runs, for policy `MagCache(ratios=...)`."""
-
-        def mean(column: int) -> dict[str, tuple[float, ...]]:
-            tables = {b: np.mean([run.magnitude[b][:, column] for run in self.runs], 0) for b in self.branches}
-            return {b: tuple(round(float(v), 5) for v in row) for b, row in tables.items()}
-
-        source = f"calibrated on {len(self.runs)} run(s), outputs"
-        return Ratios(self.num_steps, mean(0), self.model, mean(1), mean(2), source)
 
     def key(self) -> dict[str, Any]:
         """What two calibrations must share to be merged, and a resumed one must not change."""
@@ -307,6 +296,7 @@ class Recorder:
         dtype: of what is stored until the run ends, float32 or a half-precision type.
         folder: where temporary files go, e.g. a fast disc; default: memory.
         scheduler: gives the sampler whose timesteps a run has just set, for its response.
+        channels: which dimension of the latents the channels are: 1 behind a batch dimension, 0 without one.
     """
 
     boundary: Boundary = "output"
@@ -316,10 +306,11 @@ class Recorder:
         dtype: torch.dtype = torch.float32,
         folder: str | os.PathLike[str] | None = None,
         scheduler: Callable[[], Any] | None = None,
+        channels: int = 1,
     ) -> None:
         if dtype not in (torch.float32, torch.float16, torch.bfloat16):
             raise ValueError(f"outputs are stored as {dtype}; expected float32, float16 or bfloat16.")
-        self.dtype, self.folder, self.scheduler = dtype, folder, scheduler
+        self.dtype, self.folder, self.scheduler, self.channels = dtype, folder, scheduler, channels
         self.current: _Recording | None = None
         self.response: np.ndarray | None = None
 
@@ -327,10 +318,22 @@ class Recorder:
         """Record one more run; an unfinished one is dropped."""
         if run.num_steps > MOST_STEPS:
             raise ValueError(f"a run of {run.num_steps} steps; at most {MOST_STEPS} can be calibrated.")
-        if self.scheduler is not None:
-            self.response = response(self.scheduler())
-        self.current = _Recording(run, self.dtype, self.folder)
+        self.current = _Recording(run, self)
         return self.current
+
+    def see_sampler(self, sampler: Any) -> None:
+        """For hosts whose pipelines make a sampler for every run: this is the next run's."""
+        self.scheduler = lambda: sampler
+
+    def started(self) -> None:
+        """The first step begins: the sampler has its timesteps and has not moved yet."""
+        if self.scheduler is not None and self.current is not None:
+            sampler = self.scheduler()
+            self.response = response(sampler)
+            timesteps = tuple(float(t) for t in sampler.timesteps)
+            run = self.current.run
+            named = run.scheduler or type(sampler).__name__
+            self.current.run = replace(run, timesteps=run.timesteps or timesteps, scheduler=named)
 
     def finish(self, prompt: str, seed: int) -> Calibration:
         """The last run as a calibration of one run.
@@ -377,8 +380,8 @@ class _Recording(Decider):
 
     history = 0
 
-    def __init__(self, run: Trajectory, dtype: torch.dtype, folder: str | os.PathLike[str] | None) -> None:
-        self.run, self.dtype, self.folder = run, dtype, folder
+    def __init__(self, run: Trajectory, recorder: Recorder) -> None:
+        self.run, self._recorder = run, recorder
         self.vectors: dict[str, list[torch.Tensor]] = {}
         self.latents: list[torch.Tensor] = []
         self.shape = torch.Size()
@@ -392,6 +395,8 @@ class _Recording(Decider):
         return counts == {self.run.num_steps}
 
     def compute(self, step: int, x: torch.Tensor) -> bool:
+        if step == 0:
+            self._recorder.started()
         return True
 
     def observe(self, call: Call, x: torch.Tensor, output: torch.Tensor, kept: torch.Tensor | None) -> None:
@@ -404,7 +409,7 @@ class _Recording(Decider):
         magnitude, rate = torch.tensor([1.0, 0.0, 0.0]), torch.tensor(0.0)
         if call.branch in self._last:
             before, x_before = self._last[call.branch]
-            over = 1 if output.ndim > 3 else -1  # channels
+            over = self._recorder.channels if output.ndim > 3 else -1
             ratio = output.norm(dim=over) / before.norm(dim=over)
             cosine = torch.cosine_similarity(output, before, dim=over)
             magnitude = torch.stack([ratio.mean(), ratio.std(), 1 - cosine.mean()])
@@ -412,19 +417,20 @@ class _Recording(Decider):
         self._last[call.branch] = output, x
         self._magnitude.setdefault(call.branch, []).append(magnitude.cpu())
         self._rates.setdefault(call.branch, []).append(rate.cpu())
-        self.vectors.setdefault(call.branch, []).append(self._store(output, len(self.latents)))
+        self.vectors.setdefault(call.branch, []).append(self._store(output))
         if call.leader:
-            self.latents.append(self._store(x, len(self.latents)))
+            self.latents.append(self._store(x))
 
-    def _store(self, x: torch.Tensor, number: int) -> torch.Tensor:
-        flat = x.flatten().to("cpu", self.dtype)
-        if self.folder is None:
+    def _store(self, x: torch.Tensor) -> torch.Tensor:
+        dtype, folder = self._recorder.dtype, self._recorder.folder
+        flat = x.flatten().to("cpu", dtype)
+        if folder is None:
             return flat.clone()
-        with tempfile.TemporaryFile(dir=self.folder) as file:  # has no name: nothing is left after a crash
+        with tempfile.TemporaryFile(dir=folder) as file:  # has no name: nothing is left after a crash
             if hasattr(os, "posix_fallocate"):  # a full disc is an error here, not a crash on the first write
                 os.posix_fallocate(file.fileno(), 0, flat.numel() * flat.element_size())
             mapped = np.memmap(file, np.uint8, "w+", shape=(flat.numel() * flat.element_size(),))
-        stored = torch.from_numpy(mapped).view(self.dtype)
+        stored = torch.from_numpy(mapped).view(dtype)
         stored.copy_(flat)
         return stored
 
@@ -443,7 +449,7 @@ class _Recording(Decider):
             branches=branches,
             alpha=guidance_shares(branches, run.guidance),
             response=sampler_response,
-            size=tuple(self.shape[1:]),
+            size=tuple(self.shape[1:] if self._recorder.channels else self.shape),
             runs=(CalibratedRun(prompt, seed, gram, magnitude, rates),),
         ).verified()
 
@@ -475,7 +481,7 @@ def gram_matrix(rows: list[torch.Tensor], chunk: int = 2**18) -> np.ndarray:
     for start in range(0, rows[0].numel(), chunk):
         part = torch.stack([row[start : start + chunk].double() for row in rows])
         total += part @ part.T
-    return total.numpy()
+    return ((total + total.T) / 2).numpy()  # symmetric to the last bit
 
 
 def read_prompts(path: str | os.PathLike[str]) -> list[str]:

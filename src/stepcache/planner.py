@@ -18,6 +18,7 @@ import numpy as np
 from stepcache.calibration import Calibration
 from stepcache.paths import Edges, Objective, best_path, best_path_with_memory
 from stepcache.plan import Check, Plan
+from stepcache.policies.magcache import Ratios
 
 Method = Literal["checked", "lemica"]
 Mode = Literal["checked", "static", "reuse"]
@@ -282,6 +283,23 @@ def _gap_vectors(effect: np.ndarray, back: int, extrapolate: bool) -> np.ndarray
         single[d, back + d] -= 1
         single[d] *= effect[back + d]
     return single.cumsum(0)
+
+
+def magcache_ratios(calibration: Calibration) -> Ratios:
+    """Magnitude ratios of the transformer's output, mean over runs: for policy `MagCache(ratios=...)`.
+
+    MagCache's authors measure the block stack's residual (`--magcache_calibration` does); this is of what the `output`
+    boundary reuses.
+    """
+
+    def mean(column: int) -> dict[str, tuple[float, ...]]:
+        tables = {
+            b: np.mean([run.magnitude[b][:, column] for run in calibration.runs], 0) for b in calibration.branches
+        }
+        return {b: tuple(round(float(v), 5) for v in row) for b, row in tables.items()}
+
+    source = f"calibrated on {len(calibration.runs)} run(s), outputs"
+    return Ratios(calibration.num_steps, mean(0), calibration.model, mean(1), mean(2), source)
 
 
 def _finished(calibration: Calibration, plan: Plan) -> Plan:

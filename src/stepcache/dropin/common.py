@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+from stepcache.plan import Plan, Trajectory
+from stepcache.policies.fixed import Fixed
+
 
 def add_boundary(group: argparse._ArgumentGroup) -> None:
     """The flag all drop-ins have: where reuse is applied."""
@@ -27,6 +30,24 @@ def add_resample(group: argparse._ArgumentGroup) -> None:
         action="store_true",
         help="allow other budgets and step counts, resampled from the published",
     )
+
+
+def add_predict(group: argparse._ArgumentGroup) -> None:
+    """The flags of LeMiCa's drop-ins that choose how reused steps are predicted, and by which plan."""
+    group.add_argument(
+        "--lemica_predict",
+        choices=("reuse", "checked"),
+        default="reuse",
+        help="repeat the last output, as published (reuse), or extrapolate it under a self-check (checked)",
+    )
+    group.add_argument("--plan", metavar="FILE", help="follow a plan made by `stepcache plan`, instead of a table")
+
+
+def planned(path: str, run: Trajectory, resample: bool) -> Fixed:
+    """The policy that follows a plan file, checked against the run; ValueError, FileNotFoundError."""
+    policy = Fixed(Plan.load(path), resample)
+    policy.begin(run)
+    return policy
 
 
 def fail(message: str) -> NoReturn:

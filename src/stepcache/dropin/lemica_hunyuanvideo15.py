@@ -19,8 +19,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from stepcache.dropin.common import add_boundary, add_resample, fail, leads, say
+from stepcache.cache import Policy
+from stepcache.dropin.common import add_boundary, add_predict, add_resample, fail, leads, planned, say
 from stepcache.hosts.hunyuanvideo15 import MODEL, CacheHelper, DoesNotFit, install
+from stepcache.plan import Trajectory
+from stepcache.policies.fixed import Fixed
 from stepcache.policies.lemica import LeMiCa
 
 CACHE_TYPES = ("lemica", "deepcache", "teacache", "taylorcache")
@@ -31,6 +34,7 @@ def flags() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="lemica_generate.py", add_help=False, allow_abbrev=False)
     group = parser.add_argument_group("LeMiCa (with --enable_cache true --cache_type lemica)")
     group.add_argument("--lemica_step", type=int, help="computed steps: 25 (default), 20, 15 or 10 of 50")
+    add_predict(group)
     add_resample(group)
     add_boundary(group)
     return parser
@@ -54,7 +58,7 @@ def main() -> None:
         if policy is None:
             generate_video(args)
             return
-        args.output_path = args.output_path or default_file(upstream, args, policy)
+        args.output_path = args.output_path or default_file(upstream, args)
         _generate(upstream, generate_video, args, policy)
 
     upstream.generate_video = cached
@@ -64,40 +68,49 @@ def main() -> None:
         upstream.generate_video = generate_video
 
 
-def choose(own: argparse.Namespace, args: argparse.Namespace) -> LeMiCa | None:
+def choose(own: argparse.Namespace, args: argparse.Namespace) -> Policy | None:
     """The policy, checked before anything is loaded; `None`: upstream's process. ValueError, FileNotFoundError."""
     if args.enable_cache and args.cache_type not in CACHE_TYPES:
         raise ValueError(f"--cache_type {args.cache_type} is unknown; expected one of {', '.join(CACHE_TYPES)}.")
     if not (args.enable_cache and args.cache_type == "lemica"):
-        if own.lemica_step is not None or own.lemica_resample or own.boundary != "output":
+        changed = own.boundary != "output" or own.lemica_predict != "reuse"
+        if own.lemica_step is not None or own.plan or own.lemica_resample or changed:
             raise ValueError("LeMiCa's flags need --enable_cache true --cache_type lemica.")
         return None
     if args.enable_step_distill:
         raise ValueError(
             "a step-distilled model (--enable_step_distill) has no steps to spare: leave it or the cache out."
         )
-    policy = LeMiCa(25 if own.lemica_step is None else own.lemica_step, MODEL, own.lemica_resample, own.boundary)
-    for note in policy.plan(num_steps=args.num_inference_steps).notes:
-        say(note)
+    if own.plan:
+        if own.lemica_step is not None:
+            raise ValueError("--lemica_step and --plan exclude each other; give one of them.")
+        fixed = planned(own.plan, Trajectory(args.num_inference_steps, MODEL), own.lemica_resample)
+        policy: Fixed | LeMiCa = fixed
+        budget = fixed.decided.budget
+    else:
+        budget = 25 if own.lemica_step is None else own.lemica_step
+        policy = LeMiCa(budget, MODEL, own.lemica_resample, own.boundary, own.lemica_predict)
+        for note in policy.plan(num_steps=args.num_inference_steps).notes:
+            say(note)
     if args.cfg_distilled or args.sparse_attn:
         say("the schedules were published for the model that is not distilled; nothing is known about this one.")
-    args.lemica_step, args.boundary = policy.budget, policy.boundary  # into upstream's record of the generation
+    args.lemica_step, args.boundary = budget, policy.boundary  # into upstream's record of the generation
     if not Path(args.model_path).is_dir() and args.model_path.count("/") != 1:
         raise FileNotFoundError(f"--model_path {args.model_path!r} is not a folder; download the checkpoint first.")
     return policy
 
 
-def default_file(upstream: Any, args: argparse.Namespace, policy: LeMiCa) -> str:
+def default_file(upstream: Any, args: argparse.Namespace) -> str:
     """Upstream's default file name with the budget before the time."""
     task = "i2v" if args.image_path else "t2v"
     version = upstream.HunyuanVideo_1_5_Pipeline.get_transformer_version(
         args.resolution, task, args.cfg_distilled, args.enable_step_distill, args.sparse_attn
     )
-    return f"./outputs/output_{version}_lemica{policy.budget}_{datetime.now():%Y-%m-%d %H:%M:%S}.mp4"
+    return f"./outputs/output_{version}_lemica{args.lemica_step}_{datetime.now():%Y-%m-%d %H:%M:%S}.mp4"
 
 
 def _generate(
-    upstream: Any, generate_video: Callable[[argparse.Namespace], None], args: argparse.Namespace, policy: LeMiCa
+    upstream: Any, generate_video: Callable[[argparse.Namespace], None], args: argparse.Namespace, policy: Policy
 ) -> None:
     """Run upstream with the cache in the one pipeline it makes (its super-resolution stage is another)."""
     pipeline = upstream.HunyuanVideo_1_5_Pipeline
@@ -123,7 +136,7 @@ def _generate(
             print(helper.cache.summary())
 
 
-def _optimise(pipe: Any, policy: LeMiCa, helpers: list[CacheHelper]) -> Callable[..., None]:
+def _optimise(pipe: Any, policy: Policy, helpers: list[CacheHelper]) -> Callable[..., None]:
     """Upstream's optimisations in upstream's order: compile, then the cache, then the hooks of group offloading."""
     original = pipe.apply_infer_optimization
 

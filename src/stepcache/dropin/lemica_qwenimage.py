@@ -15,8 +15,10 @@ from typing import Any
 
 import torch
 
-from stepcache.dropin.common import add_boundary, fail
+from stepcache.cache import Policy
+from stepcache.dropin.common import add_boundary, add_predict, fail, planned
 from stepcache.hosts.diffusers import accelerate
+from stepcache.plan import Trajectory
 from stepcache.policies.fixed import Off
 from stepcache.policies.lemica import LeMiCa
 
@@ -52,13 +54,18 @@ def parser() -> argparse.ArgumentParser:
         "--cache", help="slow (25 computed steps), medium (17), fast (10) or their number; omitted: none"
     )
     group.add_argument("--table", choices=sorted(set(TABLES.values())), help="whose schedules; needed for a folder")
+    add_predict(group)
     group.add_argument("--resample", action="store_true", help="allow other budgets and step counts, resampled")
     add_boundary(group)
     return flags
 
 
-def choose(args: argparse.Namespace) -> LeMiCa | None:
+def choose(args: argparse.Namespace) -> Policy | None:
     """The policy, checked before anything is loaded; `None`: every step computed. ValueError."""
+    if args.plan:
+        if args.cache is not None:
+            raise ValueError("--cache and --plan exclude each other; give one of them.")
+        return planned(args.plan, Trajectory(args.steps), args.resample)
     if args.cache is None:
         return None
     if args.cache not in BUDGETS and not args.cache.isdecimal():
@@ -70,7 +77,7 @@ def choose(args: argparse.Namespace) -> LeMiCa | None:
             f"{' or '.join(TABLES.values())}."
         )
     budget = BUDGETS.get(args.cache) or int(args.cache)
-    policy = LeMiCa(budget, table, args.resample, args.boundary)
+    policy = LeMiCa(budget, table, args.resample, args.boundary, args.lemica_predict)
     for note in policy.plan(num_steps=args.steps).notes:
         print(f"note: {note}", file=sys.stderr)
     return policy
@@ -102,7 +109,7 @@ def load(model: str, device: str, offload: bool) -> Any:
     return pipe.to(device)
 
 
-def generate(pipe: Any, args: argparse.Namespace, policy: LeMiCa | None) -> Any:
+def generate(pipe: Any, args: argparse.Namespace, policy: Policy | None) -> Any:
     """Make and save the image; returns what the run did."""
     width, height = size_of(args.size)
     with accelerate(pipe, policy or Off()) as run:

@@ -25,12 +25,15 @@ KIN = {
 Choose = Callable[[argparse.Namespace, argparse.Namespace], tuple[Policy | None, str]]
 
 
-def launch(flags: argparse.ArgumentParser, choose: Choose) -> None:
-    """Run upstream's generate.py with a cache.
+def launch(
+    flags: argparse.ArgumentParser, choose: Choose, on_sampler: Callable[[Any], None] | None = None
+) -> argparse.Namespace:
+    """Run upstream's generate.py with a cache; returns upstream's arguments.
 
     Args:
         flags: the drop-in's own flags (a parser without help).
         choose: (own flags, upstream's) -> policy and a tag for the default file name; no policy: the original process.
+        on_sampler: is shown the sampler upstream makes.
     """
     own, rest = flags.parse_known_args()
     upstream, wan = _upstream()
@@ -47,14 +50,15 @@ def launch(flags: argparse.ArgumentParser, choose: Choose) -> None:
         fail(str(error))
     if policy is None:
         upstream.generate(args)
-        return
+        return args
     if args.save_file is None:
         args.save_file = default_file(args, upstream.EXAMPLE_PROMPT, tag)
-    with installed(wan, policy, f"wan2.1-{args.task}") as caches:
+    with installed(wan, policy, f"wan2.1-{args.task}", on_sampler) as caches:
         upstream.generate(args)
     if leads():
         for cache in caches:
             print(cache.summary())
+    return args
 
 
 def _upstream() -> tuple[Any, Any]:

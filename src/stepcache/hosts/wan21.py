@@ -9,6 +9,7 @@ or wrapped (FSDP): both keep working, and a skipped call gathers no shards.
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,13 +21,17 @@ from stepcache.hosts.patching import BlockStack, Entrance, Patches
 from stepcache.plan import Trajectory
 
 FACTORIES = ("WanT2V", "WanI2V", "WanFLF2V", "WanVace")
+SAMPLERS = ("FlowUniPCMultistepScheduler", "FlowDPMSolverMultistepScheduler")
 
 
 @contextmanager
-def installed(wan: Any, policy: Policy, model: str | None = None) -> Iterator[list[StepCache]]:
+def installed(
+    wan: Any, policy: Policy, model: str | None = None, on_sampler: Callable[[Any], None] | None = None
+) -> Iterator[list[StepCache]]:
     """While active, every pipeline made from the upstream package `wan` runs with `policy`.
 
-    Yields the caches of the pipelines made so far, for their summaries. `model` is the name plans are checked against.
+    Yields the caches of the pipelines made so far, for their summaries. `model` is the name plans are checked against;
+    `on_sampler` is shown the sampler that upstream makes for a run.
     """
     caches: list[StepCache] = []
     patches = Patches()
@@ -37,6 +42,8 @@ def installed(wan: Any, policy: Policy, model: str | None = None) -> Iterator[li
             cache = StepCache(policy, group=dist.group.WORLD if _ranks() > 1 else None)
             caches.append(cache)
             patches.set(pipe, "generate", lambda generate: _generate(generate, pipe, cache, model))
+            if on_sampler is not None:
+                _show_samplers(sys.modules[type(pipe).__module__], on_sampler, patches)
             return pipe
 
         return create
@@ -48,6 +55,22 @@ def installed(wan: Any, policy: Policy, model: str | None = None) -> Iterator[li
         yield caches
     finally:
         patches.restore()
+
+
+def _show_samplers(module: Any, on_sampler: Callable[[Any], None], patches: Patches) -> None:
+    """Replace the names of the samplers in the pipeline's module by factories that show what they make."""
+
+    def factory(original: Callable[..., Any]) -> Callable[..., Any]:
+        def create(*args: Any, **kwargs: Any) -> Any:
+            sampler = original(*args, **kwargs)
+            on_sampler(sampler)
+            return sampler
+
+        return create
+
+    for name in SAMPLERS:
+        if hasattr(module, name):
+            patches.set(module, name, factory)
 
 
 def _ranks() -> int:
