@@ -1554,7 +1554,7 @@ def gram_matrix(rows: list[torch.Tensor], chunk: int = 2**18) -> np.ndarray:
     for start in range(0, rows[0].numel(), chunk):
         part = torch.stack([row[start : start + chunk].double() for row in rows])
         total += part @ part.T
-    return total.numpy()
+    return ((total + total.T) / 2).numpy()  # symmetric to the last bit
 
 
 def read_prompts(path: str | os.PathLike[str]) -> list[str]:
