@@ -69,5 +69,5 @@ def test_the_card_states_the_measurement():
     assert f"{measured['psnr_25_against_50_mean']:.1f} dB mean" in card
     assert measured["colour"] >= 0.9
     assert measured["psnr_25_against_50_mean"] < 30
-    assert measured["direction"] > 0.5  # the target is 0.8; chance is a quarter
+    assert measured["direction"] >= 0.8
     assert measured["direction_of_real_clips"] == 1

@@ -446,9 +446,9 @@ def main() -> None:
     parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="stop after this stage")
     parser.add_argument("--vae-steps", type=int, default=6200)
     parser.add_argument("--clips", type=int, default=12000, help="clips in the training set")
-    parser.add_argument("--steps", type=int, default=7000, help="iterations of the transformer")
+    parser.add_argument("--steps", type=int, default=10000, help="iterations of the transformer")
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--lr", type=float, default=1.2e-3)
+    parser.add_argument("--lr", type=float, default=2.4e-3)
     parser.add_argument("--train-shift", type=float, default=4.0, help="shift of the sigmas seen in training")
     parser.add_argument("--flow-shift", type=float, default=5.0, help="flow_shift of the pipeline's scheduler")
     parser.add_argument("--guidance", type=float, default=5.0, help="guidance of the sample sheets")
@@ -473,6 +473,8 @@ def main() -> None:
     transformer, encoder, dit_run = train_dit(args, latents, captions, device)
     if last < STAGES.index("pipeline"):
         return
+    for part in (vae, transformer):
+        part.register_to_config(_name_or_path="")  # with --init-from, a path of this machine
     pipe = assemble(args, vae, transformer, encoder)
     out = args.out or args.work / "pipeline"
     pipe.save_pretrained(out, safe_serialization=True)
