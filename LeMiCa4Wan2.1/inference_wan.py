@@ -95,7 +95,7 @@ class Check:
 
     bands: tuple[int, ...] = (5,)
     average: float = 0.5
-    basis: Basis = "branch"
+    basis: Basis = "guidance"
 
     def __post_init__(self) -> None:
         odd = all(type(edge) is int and edge >= 3 and edge % 2 for edge in self.bands)
@@ -443,8 +443,8 @@ class SelfCheck:
     Args:
         check: the settings.
         batched: the first dimension counts samples, each with gains of its own; else all is one sample.
-        grid: height and width of the latent where it comes as tokens (batch, height * width, channels). Unknown, such
-            latents have one band.
+        grid: height and width of the latent where it comes as tokens (batch, frames * height * width, channels).
+            Unknown, such latents have one band.
     """
 
     def __init__(self, check: Check, batched: bool = True, grid: tuple[int, int] | None = None) -> None:
@@ -509,12 +509,12 @@ class SelfCheck:
         return [smooth[0], *(fine - coarse for coarse, fine in itertools.pairwise(smooth)), x - smooth[-1]]
 
     def _gridded(self, x: torch.Tensor) -> bool:
-        return self.grid is not None and x.ndim == 3 and x.shape[1] == self.grid[0] * self.grid[1]
+        return self.grid is not None and x.ndim == 3 and x.shape[1] % (self.grid[0] * self.grid[1]) == 0
 
     def _mean(self, x: torch.Tensor, edge: int) -> torch.Tensor:
         """Mean over edge x edge latent pixels, fewer at the border."""
         if x.ndim == 3 and self.grid:
-            image = x.transpose(1, 2).unflatten(2, self.grid)
+            image = x.transpose(1, 2).unflatten(2, (-1, *self.grid))
             return self._mean(image, edge).flatten(2).transpose(1, 2)
         flat = x.reshape(-1, 1, *x.shape[-2:])
         return F.avg_pool2d(flat, edge, stride=1, padding=edge // 2, count_include_pad=False).view(x.shape)
@@ -677,7 +677,7 @@ class StepCache:
     batched = True
     """Whether the first dimension of the latent counts samples; hosts that hand over one sample bare say no."""
     grid: tuple[int, int] | None = None
-    """Height and width of a latent that comes as tokens (batch, height * width, channels), where the host knows."""
+    """Height and width of a latent that comes as tokens (batch, frames * height * width, channels), if known."""
     own: torch.Size | None
     """Shape of the pipeline's own latent: the output's, or smaller if the host knows better (see `narrow`)."""
 
@@ -685,7 +685,7 @@ class StepCache:
         self._decider: Decider | None = None
         self._branches: list[_Branch] = []
         self._visited: set[str] = set()
-        self.own = None
+        self.own = self.grid = None
         self._step, self._decision, self._planned, self._step_over = -1, True, True, False
         self._owner: Hashable = None
         self._scheduled: list[int] = []  # steps that were computed by decision
@@ -712,6 +712,11 @@ class StepCache:
             branch.kept.clear()
             branch.holder = branch.increment = None
         self._decider = self._check = None
+
+    @property
+    def wants_grid(self) -> bool:
+        """Whether the run has a use for `grid` and does not know it."""
+        return self.grid is None and self._check is not None and bool(self._check.check.bands)
 
     def step_over(self) -> None:
         """The sampler took its step: the next call belongs to the next one. Hosts that cannot know need not say."""
@@ -1123,8 +1128,8 @@ class CalibratedRun:
         magnitude: branch -> float64 (S, 3): mean over positions of |v_k| / |v_(k-1)| (norms over channels), its
             spread, and 1 - cosine; the first row is (1, 0, 0).
         rates: branch -> float64 (S,): mean |v_k - v_(k-1)| / mean |x_k - x_(k-1)|, the first 0.
-        decoded: pairs (relative error of the final latent, PSNR in dB of the decoded clip) of plans simulated in
-            closed form, none if nothing was decoded.
+        anchors: (budget, relative error of the final latent, PSNR in dB of the decoded clip) of accelerated runs of
+            this prompt, `Checked` on a uniform schedule: what forecasts are scaled to. None if none was made.
     """
 
     prompt: str
@@ -1132,7 +1137,7 @@ class CalibratedRun:
     gram: np.ndarray
     magnitude: dict[str, np.ndarray]
     rates: dict[str, np.ndarray]
-    decoded: tuple[tuple[float, float], ...] = ()
+    anchors: tuple[tuple[int, float, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -1263,7 +1268,7 @@ class Calibration:
                 "gram": _pack(run.gram[np.triu_indices(len(run.gram))]),
                 "magnitude": {name: rows.tolist() for name, rows in run.magnitude.items()},
                 "rates": {name: row.tolist() for name, row in run.rates.items()},
-                "decoded": run.decoded,
+                "anchors": run.anchors,
             }
             for run in self.runs
         ]
@@ -1306,8 +1311,8 @@ def _run_from(entry: dict[str, Any], steps: int, rows: int, branches: tuple[str,
     gram = gram + np.triu(gram, 1).T
     magnitude = {name: np.asarray(entry["magnitude"][name], float).reshape(steps, 3) for name in branches}
     rates = {name: np.asarray(entry["rates"][name], float).reshape(steps) for name in branches}
-    decoded = tuple((float(error), float(psnr)) for error, psnr in entry["decoded"])
-    return CalibratedRun(str(entry["prompt"]), int(entry["seed"]), gram, magnitude, rates, decoded)
+    anchors = tuple((int(budget), float(error), float(psnr)) for budget, error, psnr in entry["anchors"])
+    return CalibratedRun(str(entry["prompt"]), int(entry["seed"]), gram, magnitude, rates, anchors)
 
 
 def _pack(values: np.ndarray) -> str:
@@ -1386,6 +1391,7 @@ class Recorder:
         self.dtype, self.folder, self.scheduler, self.channels = dtype, folder, scheduler, channels
         self.current: _Recording | None = None
         self.response: np.ndarray | None = None
+        self._answered: Any = None
 
     def begin(self, run: Trajectory) -> Decider:
         """Record one more run; an unfinished one is dropped."""
@@ -1401,10 +1407,10 @@ class Recorder:
     def started(self) -> None:
         """The first step begins: the sampler has its timesteps and has not moved yet."""
         if self.scheduler is not None and self.current is not None:
-            sampler = self.scheduler()
-            self.response = response(sampler)
+            sampler, run = self.scheduler(), self.current.run
             timesteps = tuple(float(t) for t in sampler.timesteps)
-            run = self.current.run
+            if self.response is None or self._answered != (sampler.config, timesteps):  # the same for all runs
+                self.response, self._answered = response(sampler), (sampler.config, timesteps)
             named = run.scheduler or type(sampler).__name__
             self.current.run = replace(run, timesteps=run.timesteps or timesteps, scheduler=named)
 

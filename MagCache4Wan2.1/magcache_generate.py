@@ -90,7 +90,7 @@ class Check:
 
     bands: tuple[int, ...] = (5,)
     average: float = 0.5
-    basis: Basis = "branch"
+    basis: Basis = "guidance"
 
     def __post_init__(self) -> None:
         odd = all(type(edge) is int and edge >= 3 and edge % 2 for edge in self.bands)
@@ -438,8 +438,8 @@ class SelfCheck:
     Args:
         check: the settings.
         batched: the first dimension counts samples, each with gains of its own; else all is one sample.
-        grid: height and width of the latent where it comes as tokens (batch, height * width, channels). Unknown, such
-            latents have one band.
+        grid: height and width of the latent where it comes as tokens (batch, frames * height * width, channels).
+            Unknown, such latents have one band.
     """
 
     def __init__(self, check: Check, batched: bool = True, grid: tuple[int, int] | None = None) -> None:
@@ -504,12 +504,12 @@ class SelfCheck:
         return [smooth[0], *(fine - coarse for coarse, fine in itertools.pairwise(smooth)), x - smooth[-1]]
 
     def _gridded(self, x: torch.Tensor) -> bool:
-        return self.grid is not None and x.ndim == 3 and x.shape[1] == self.grid[0] * self.grid[1]
+        return self.grid is not None and x.ndim == 3 and x.shape[1] % (self.grid[0] * self.grid[1]) == 0
 
     def _mean(self, x: torch.Tensor, edge: int) -> torch.Tensor:
         """Mean over edge x edge latent pixels, fewer at the border."""
         if x.ndim == 3 and self.grid:
-            image = x.transpose(1, 2).unflatten(2, self.grid)
+            image = x.transpose(1, 2).unflatten(2, (-1, *self.grid))
             return self._mean(image, edge).flatten(2).transpose(1, 2)
         flat = x.reshape(-1, 1, *x.shape[-2:])
         return F.avg_pool2d(flat, edge, stride=1, padding=edge // 2, count_include_pad=False).view(x.shape)
@@ -672,7 +672,7 @@ class StepCache:
     batched = True
     """Whether the first dimension of the latent counts samples; hosts that hand over one sample bare say no."""
     grid: tuple[int, int] | None = None
-    """Height and width of a latent that comes as tokens (batch, height * width, channels), where the host knows."""
+    """Height and width of a latent that comes as tokens (batch, frames * height * width, channels), if known."""
     own: torch.Size | None
     """Shape of the pipeline's own latent: the output's, or smaller if the host knows better (see `narrow`)."""
 
@@ -680,7 +680,7 @@ class StepCache:
         self._decider: Decider | None = None
         self._branches: list[_Branch] = []
         self._visited: set[str] = set()
-        self.own = None
+        self.own = self.grid = None
         self._step, self._decision, self._planned, self._step_over = -1, True, True, False
         self._owner: Hashable = None
         self._scheduled: list[int] = []  # steps that were computed by decision
@@ -707,6 +707,11 @@ class StepCache:
             branch.kept.clear()
             branch.holder = branch.increment = None
         self._decider = self._check = None
+
+    @property
+    def wants_grid(self) -> bool:
+        """Whether the run has a use for `grid` and does not know it."""
+        return self.grid is None and self._check is not None and bool(self._check.check.bands)
 
     def step_over(self) -> None:
         """The sampler took its step: the next call belongs to the next one. Hosts that cannot know need not say."""

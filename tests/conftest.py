@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
+import json
 import socket
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +20,9 @@ from diffusers import (
     WanTransformer3DModel,
 )
 from hypothesis import settings
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
+import train_tiny_wan as training
 
 torch.set_num_threads(1)
 # A loaded machine is slow, not wrong.
@@ -117,3 +124,24 @@ def pipe():
 def toolkit():
     """The builders above, for tests that need several pipelines."""
     return SimpleNamespace(pipe=tiny_pipe, i2v=tiny_i2v_pipe, sample=sample, scheduler=tiny_scheduler)
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory):
+    """A folder with a real, untrained Wan pipeline, tokenizer and text encoder included."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("model")
+    transformer, tokenizer = training.build_transformer(), training.build_tokenizer()
+    for p in transformer.parameters():
+        if p.ndim > 1:
+            torch.nn.init.normal_(p, 0, 0.04)
+    pipe = training.assemble(
+        argparse.Namespace(flow_shift=5.0),
+        training.build_vae(),
+        transformer,
+        training.build_text_encoder(len(tokenizer)),
+    )
+    pipe.save_pretrained(folder)
+    defaults = {"height": 32, "width": 32, "num_frames": 5, "fps": 8, "guidance": 3.0}
+    (folder / "generation_defaults.json").write_text(json.dumps(defaults))
+    return str(folder)

@@ -15,7 +15,7 @@ from diffusers import (
 )
 
 import stepcache
-from stepcache import Plan
+from stepcache import Checked, Plan
 from stepcache.calibrate import calibrate, describe
 from stepcache.calibration import Calibration, Recorder, gram_matrix, guidance_shares, read_prompts, response
 from stepcache.planner import (
@@ -419,8 +419,10 @@ def test_the_curve_falls_and_has_a_knee(calibrated):
     assert curve[0].error > curve[-3].error
     assert knee(curve) in curve
     assert psnr_of(calibration, 0.1) is None
-    run = replace(calibration.runs[0], decoded=((0.1, 30.0), (0.01, 50.0)))
-    assert psnr_of(replace(calibration, runs=(run,)), 0.1) == pytest.approx(30.0)
+    one = replace(calibration, runs=(replace(calibration.runs[0], anchors=((3, 0.2, 30.0),)),))
+    error = float(plan_error(one, Checked(3).plan(STEPS))[0])
+    assert psnr_of(one, error) == pytest.approx(30.0)
+    assert psnr_of(one, error / 10) == pytest.approx(50.0)
 
 
 def test_final_error_moves_the_final_latent(calibrated):

@@ -101,10 +101,10 @@ def written_out(pipe, check, batch=1, guidance=5.0, steps=12, computed=NODES):
 @pytest.mark.parametrize(
     ("check", "batch", "guidance"),
     [
-        (Check(), 1, 5.0),
-        (Check(), 2, 5.0),
-        (Check(bands=(), average=0.0), 1, 5.0),
-        (Check(bands=(11, 3), average=0.8), 2, 5.0),
+        (Check(basis="branch"), 1, 5.0),
+        (Check(basis="branch"), 2, 5.0),
+        (Check(bands=(), average=0.0, basis="branch"), 1, 5.0),
+        (Check(bands=(11, 3), average=0.8, basis="branch"), 2, 5.0),
         (Check(basis="guidance"), 1, 5.0),
         (Check(bands=(5, 3), basis="guidance"), 2, 5.0),
         (Check(basis="guidance"), 1, 1.0),
@@ -169,7 +169,7 @@ def test_the_prediction_stays_between_reuse_and_extrapolation(seed, bands, basis
 
 
 def test_a_gain_that_is_no_number_means_reuse():
-    check = SelfCheck(Check())
+    check = SelfCheck(Check(basis="branch"))
     zero, nan = torch.zeros(1, 2, 1, 4, 4), torch.full((1, 2, 1, 4, 4), float("nan"))
     ones = torch.ones(1, 2, 1, 4, 4)
     check.learn({"a": Increment(ones, zero), "b": Increment(nan, ones)})

@@ -1,9 +1,6 @@
 """`stepcache generate` and `stepcache demo` on a real, untrained pipeline in a folder; mistakes users make."""
 
-import argparse
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,29 +9,6 @@ import torch
 from stepcache import Plan, Ratios
 from stepcache.cli import main
 from stepcache.video import open_clip
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
-import train_tiny_wan as training
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("model")
-    transformer, tokenizer = training.build_transformer(), training.build_tokenizer()
-    for p in transformer.parameters():
-        if p.ndim > 1:
-            torch.nn.init.normal_(p, 0, 0.04)
-    pipe = training.assemble(
-        argparse.Namespace(flow_shift=5.0),
-        training.build_vae(),
-        transformer,
-        training.build_text_encoder(len(tokenizer)),
-    )
-    pipe.save_pretrained(folder)
-    defaults = {"height": 32, "width": 32, "num_frames": 5, "fps": 8, "guidance": 3.0}
-    (folder / "generation_defaults.json").write_text(json.dumps(defaults))
-    return str(folder)
 
 
 def generate(model, out, *flags):

@@ -169,7 +169,7 @@ class StepCache:
     batched = True
     """Whether the first dimension of the latent counts samples; hosts that hand over one sample bare say no."""
     grid: tuple[int, int] | None = None
-    """Height and width of a latent that comes as tokens (batch, height * width, channels), where the host knows."""
+    """Height and width of a latent that comes as tokens (batch, frames * height * width, channels), if known."""
     own: torch.Size | None
     """Shape of the pipeline's own latent: the output's, or smaller if the host knows better (see `narrow`)."""
 
@@ -177,7 +177,7 @@ class StepCache:
         self._decider: Decider | None = None
         self._branches: list[_Branch] = []
         self._visited: set[str] = set()
-        self.own = None
+        self.own = self.grid = None
         self._step, self._decision, self._planned, self._step_over = -1, True, True, False
         self._owner: Hashable = None
         self._scheduled: list[int] = []  # steps that were computed by decision
@@ -204,6 +204,11 @@ class StepCache:
             branch.kept.clear()
             branch.holder = branch.increment = None
         self._decider = self._check = None
+
+    @property
+    def wants_grid(self) -> bool:
+        """Whether the run has a use for `grid` and does not know it."""
+        return self.grid is None and self._check is not None and bool(self._check.check.bands)
 
     def step_over(self) -> None:
         """The sampler took its step: the next call belongs to the next one. Hosts that cannot know need not say."""

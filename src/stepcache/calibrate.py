@@ -32,16 +32,17 @@ from stepcache.generate import (
 )
 from stepcache.hosts.diffusers import accelerate
 from stepcache.metrics import mean_psnr, psnr
-from stepcache.plan import Plan, spread
-from stepcache.planner import final_error, plan_error
+from stepcache.policies.checked import Checked
 
+LEAST_BUDGET = 3
+"""Of fewer computed steps nothing can be extrapolated."""
 STORED = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def calibrate(
     pipe: Any,
     runs: Iterable[tuple[str, int]],
-    sample: Callable[[str, int], Any],
+    sample: Callable[[str, int], torch.Tensor],
     *,
     decode: Callable[[torch.Tensor], np.ndarray] | None = None,
     known: Calibration | None = None,
@@ -54,8 +55,9 @@ def calibrate(
     Args:
         pipe: any pipeline whose guidance is `uncond + g (cond - uncond)` in two calls, or that has one call a step.
         runs: (prompt, seed) pairs; those that `known` has are left out.
-        sample: `sample(prompt, seed)` runs the pipeline once.
-        decode: latent (1, ...) -> frames [T, H, W, 3] uint8, to learn what PSNR an error of the final latent costs.
+        sample: `sample(prompt, seed)` runs the pipeline once and returns the final latent.
+        decode: latent -> frames [T, H, W, 3] uint8. Given, the first run is made once more in a quarter of its steps,
+            to learn what PSNR forecasts come to.
         known: a calibration to go on with.
         save: called with the calibration after every run.
         dtype: precision of the outputs held during a run.
@@ -66,35 +68,39 @@ def calibrate(
     """
     recorder = Recorder(dtype, folder, lambda: pipe.scheduler)
     calibration, done = known, known_runs(known.runs) if known else set()
-    with accelerate(pipe, recorder):
-        for prompt, seed in runs:
-            if (prompt, seed) in done:
-                continue
-            sample(prompt, seed)
-            found = recorder.finish(prompt, seed)
-            if decode is not None:
-                run = replace(found.runs[0], decoded=_decoded(found, recorder, decode))
-                found = replace(found, runs=(run,))
-            calibration = found if calibration is None else calibration.merged(found)
-            if save is not None:
-                save(calibration)
+    for prompt, seed in runs:
+        if (prompt, seed) in done:
+            continue
+        with accelerate(pipe, recorder):
+            final = sample(prompt, seed)
+        found = recorder.finish(prompt, seed)
+        if decode is not None and calibration is None and found.num_steps >= 4 * LEAST_BUDGET:
+            run = replace(
+                found.runs[0], anchors=(_anchor(pipe, found.num_steps // 4, prompt, seed, sample, final, decode),)
+            )
+            found = replace(found, runs=(run,))
+        calibration = found if calibration is None else calibration.merged(found)
+        if save is not None:
+            save(calibration)
     if calibration is None:
         raise ValueError("no runs were asked for; give at least one prompt and seed.")
     return calibration
 
 
-def _decoded(
-    found: Calibration, recorder: Recorder, decode: Callable[[torch.Tensor], np.ndarray]
-) -> tuple[tuple[float, float], ...]:
-    """(error of the final latent, PSNR) of two reuse plans, simulated: the latents are sums of recorded ones."""
-    steps = found.num_steps
-    final = found.state_vector(steps)
-    truth, pairs = decode(recorder.combined(final)), []
-    for budget in {max(2, steps // 2), max(2, steps // 4)}:
-        plan = Plan(steps, spread([i * (steps - 1) / (budget - 1) for i in range(budget)], steps))
-        frames = decode(recorder.combined(final + final_error(found, plan)))
-        pairs.append((float(plan_error(found, plan)[0]), mean_psnr(psnr(truth, frames).tolist())))
-    return tuple(sorted(p for p in pairs if np.isfinite(p).all()))
+def _anchor(
+    pipe: Any,
+    budget: int,
+    prompt: str,
+    seed: int,
+    sample: Callable[[str, int], torch.Tensor],
+    truth: torch.Tensor,
+    decode: Callable[[torch.Tensor], np.ndarray],
+) -> tuple[int, float, float]:
+    """(budget, error of the final latent, PSNR) of one accelerated run."""
+    with accelerate(pipe, Checked(budget)):
+        latent = sample(prompt, seed)
+    error = float((latent.float() - truth.float()).norm() / truth.float().norm())
+    return budget, error, mean_psnr(psnr(decode(truth), decode(latent)).tolist())
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -116,7 +122,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--dtype", choices=tuple(STORED), help="of the model: default bfloat16 on cuda, float32 on cpu")
     add("--store", metavar="FOLDER", help="hold a run's outputs in a file there instead of in memory")
     add("--store_dtype", choices=tuple(STORED), default="float32", help="precision of the outputs held (float32)")
-    add("--no-decode", action="store_true", help="do not decode clips to learn what PSNR an error costs")
+    add("--no-decode", action="store_true", help="no accelerated run to learn what PSNR forecasts come to")
     add("--merge", nargs="+", metavar="FILE", help="merge calibrations instead of running anything")
 
 
@@ -145,12 +151,13 @@ def run(args: argparse.Namespace) -> int:
         return 0
     pipe = load_pipeline(args.model, args.device, args.dtype)
     pipe.set_progress_bar_config(disable=True)
-    seconds = []
+    seconds: dict[tuple[str, int], float] = {}  # of uncached runs
 
-    def sample(prompt: str, seed: int) -> None:
+    def sample(prompt: str, seed: int) -> torch.Tensor:
         started = time.perf_counter()
-        sample_latent(pipe, replace(request, prompt=prompt, seed=seed))
-        seconds.append(time.perf_counter() - started)
+        latent = sample_latent(pipe, replace(request, prompt=prompt, seed=seed))
+        seconds.setdefault((prompt, seed), time.perf_counter() - started)
+        return latent
 
     started = time.perf_counter()
     calibration = calibrate(
@@ -163,9 +170,9 @@ def run(args: argparse.Namespace) -> int:
         dtype=STORED[args.store_dtype],
         folder=args.store,
     )
-    extra = (time.perf_counter() - started) / sum(seconds) - 1
+    extra = (time.perf_counter() - started) / sum(seconds.values()) - 1
     print(describe(calibration))
-    print(f"{len(seconds)} uncached run(s) in {sum(seconds):.1f} s, {extra:.1%} on top; wrote {args.out}")
+    print(f"{len(seconds)} uncached run(s) in {sum(seconds.values()):.1f} s, {extra:.1%} on top; wrote {args.out}")
     return 0
 
 

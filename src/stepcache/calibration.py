@@ -50,8 +50,8 @@ class CalibratedRun:
         magnitude: branch -> float64 (S, 3): mean over positions of |v_k| / |v_(k-1)| (norms over channels), its
             spread, and 1 - cosine; the first row is (1, 0, 0).
         rates: branch -> float64 (S,): mean |v_k - v_(k-1)| / mean |x_k - x_(k-1)|, the first 0.
-        decoded: pairs (relative error of the final latent, PSNR in dB of the decoded clip) of plans simulated in
-            closed form, none if nothing was decoded.
+        anchors: (budget, relative error of the final latent, PSNR in dB of the decoded clip) of accelerated runs of
+            this prompt, `Checked` on a uniform schedule: what forecasts are scaled to. None if none was made.
     """
 
     prompt: str
@@ -59,7 +59,7 @@ class CalibratedRun:
     gram: np.ndarray
     magnitude: dict[str, np.ndarray]
     rates: dict[str, np.ndarray]
-    decoded: tuple[tuple[float, float], ...] = ()
+    anchors: tuple[tuple[int, float, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ class Calibration:
                 "gram": _pack(run.gram[np.triu_indices(len(run.gram))]),
                 "magnitude": {name: rows.tolist() for name, rows in run.magnitude.items()},
                 "rates": {name: row.tolist() for name, row in run.rates.items()},
-                "decoded": run.decoded,
+                "anchors": run.anchors,
             }
             for run in self.runs
         ]
@@ -233,8 +233,8 @@ def _run_from(entry: dict[str, Any], steps: int, rows: int, branches: tuple[str,
     gram = gram + np.triu(gram, 1).T
     magnitude = {name: np.asarray(entry["magnitude"][name], float).reshape(steps, 3) for name in branches}
     rates = {name: np.asarray(entry["rates"][name], float).reshape(steps) for name in branches}
-    decoded = tuple((float(error), float(psnr)) for error, psnr in entry["decoded"])
-    return CalibratedRun(str(entry["prompt"]), int(entry["seed"]), gram, magnitude, rates, decoded)
+    anchors = tuple((int(budget), float(error), float(psnr)) for budget, error, psnr in entry["anchors"])
+    return CalibratedRun(str(entry["prompt"]), int(entry["seed"]), gram, magnitude, rates, anchors)
 
 
 def _pack(values: np.ndarray) -> str:
@@ -313,6 +313,7 @@ class Recorder:
         self.dtype, self.folder, self.scheduler, self.channels = dtype, folder, scheduler, channels
         self.current: _Recording | None = None
         self.response: np.ndarray | None = None
+        self._answered: Any = None
 
     def begin(self, run: Trajectory) -> Decider:
         """Record one more run; an unfinished one is dropped."""
@@ -328,10 +329,10 @@ class Recorder:
     def started(self) -> None:
         """The first step begins: the sampler has its timesteps and has not moved yet."""
         if self.scheduler is not None and self.current is not None:
-            sampler = self.scheduler()
-            self.response = response(sampler)
+            sampler, run = self.scheduler(), self.current.run
             timesteps = tuple(float(t) for t in sampler.timesteps)
-            run = self.current.run
+            if self.response is None or self._answered != (sampler.config, timesteps):  # the same for all runs
+                self.response, self._answered = response(sampler), (sampler.config, timesteps)
             named = run.scheduler or type(sampler).__name__
             self.current.run = replace(run, timesteps=run.timesteps or timesteps, scheduler=named)
 

@@ -66,7 +66,7 @@ class Check:
 
     bands: tuple[int, ...] = (5,)
     average: float = 0.5
-    basis: Basis = "branch"
+    basis: Basis = "guidance"
 
     def __post_init__(self) -> None:
         odd = all(type(edge) is int and edge >= 3 and edge % 2 for edge in self.bands)

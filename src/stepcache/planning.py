@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from stepcache.calibration import Calibration
@@ -22,6 +25,8 @@ from stepcache.generate import Request, check_writable, load_pipeline, model_def
 from stepcache.paths import OBJECTIVES
 from stepcache.plan import BASES, BOUNDARIES, Check, Plan
 from stepcache.planner import LONGEST_GAP, gram_edges, plan_checked, plan_error, plan_lemica
+from stepcache.policies.checked import Checked
+from stepcache.refine import load_trials, refine, save_trials
 from stepcache.replay import MeasuredEdges, measured_edges, rank_agreement, replays
 
 FEW_RUNS = 2
@@ -32,7 +37,7 @@ FEW_RUNS = 2
 class Forecast:
     """What a budget is expected to cost: mean over runs of the final latent's relative error, and the PSNR it means.
 
-    `psnr` is None where nothing was decoded in the calibration.
+    `psnr` is None where the calibration has no accelerated run to scale it.
     """
 
     budget: int
@@ -55,16 +60,20 @@ def forecasts(calibration: Calibration, budgets: list[int] | None = None, mode: 
 
 
 def psnr_of(calibration: Calibration, error: float) -> float | None:
-    """PSNR in dB that a relative error of the final latent comes to, by the calibration's decoded pairs.
+    """PSNR in dB that an open-loop error of the final latent comes to; `None` if no accelerated run was made.
 
-    PSNR = a - 20 log10(error) with the mean a over all pairs; `None` if nothing was decoded.
+    Open loop leaves out that later outputs answer to earlier errors. The calibration's accelerated run knows by how
+    much that matters: PSNR = its PSNR - 20 log10(error / open-loop error of its plan).
     """
-    pairs = [pair for run in calibration.runs for pair in run.decoded]
-    if not pairs:
-        return None
     if error <= 0:
         return math.inf
-    return float(np.mean([psnr + 20 * math.log10(e) for e, psnr in pairs]) - 20 * math.log10(error))
+    found = []
+    for run in calibration.runs:
+        alone = replace(calibration, runs=(run,))
+        for budget, _, psnr in run.anchors:
+            plan = Checked(budget).plan(calibration.num_steps)
+            found.append(psnr + 20 * math.log10(float(plan_error(alone, plan)[0]) / error))
+    return float(np.mean(found)) if found else None
 
 
 def knee(curve: list[Forecast]) -> Forecast:
@@ -107,6 +116,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--bands", default=None, help="edges of the self-check's mean filters, such as 11,5 (default 5)")
     group.add_argument("--basis", choices=BASES, help="what the self-check has gains for (default branch)")
+    group.add_argument(
+        "--refine",
+        type=int,
+        default=0,
+        metavar="TRIALS",
+        help="try so many neighbouring schedules on the calibrated prompts, keep the one that serves the worst quarter "
+        "of them best (needs --model; one trial takes budget/steps of a calibration's time; resumes)",
+    )
     group = parser.add_argument_group("lemica")
     group.add_argument(
         "--edges",
@@ -115,15 +132,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the graph: in closed form (default); measured now by replays, exactly as published (needs --model, takes "
         "hundreds of runs' time, resumes); or measured before",
     )
-    group.add_argument("--model", metavar="DIR_OR_ID", help="the calibrated model, for --edges replay")
-    group.add_argument("--device", help="default: cuda if there is one, else cpu")
-    group.add_argument("--dtype", choices=("float32", "bfloat16", "float16"))
-    for name in ("height", "width", "num_frames"):
-        group.add_argument(f"--{name}", type=int, help="as calibrated; default: the model's")
     group.add_argument("--boundary", choices=BOUNDARIES, default="output", help="where replays reuse (output)")
     group.add_argument("--replay-runs", type=int, help="replay only the first so many calibrated runs (default: all)")
     group.add_argument("--objective", choices=OBJECTIVES, default="lexminimax", help="of the path (lexminimax)")
     group.add_argument("--gamma", type=float, default=2.0, help="exponent of the power objective (2)")
+    group = parser.add_argument_group("running the model (--edges replay, --refine)")
+    group.add_argument("--model", metavar="DIR_OR_ID", help="the model that was calibrated")
+    group.add_argument("--negative_prompt", default="", help="as calibrated")
+    group.add_argument("--device", help="default: cuda if there is one, else cpu")
+    group.add_argument("--dtype", choices=("float32", "bfloat16", "float16"))
+    for name in ("height", "width", "num_frames"):
+        group.add_argument(f"--{name}", type=int, help="as calibrated; default: the model's")
     add(
         "--longest",
         type=int,
@@ -146,7 +165,7 @@ def run(args: argparse.Namespace) -> int:
         plan = replace(plan, notes=(*plan.notes, note))
     plan.save(args.out)
     print(plan)
-    error = dict(plan.figures)["open_loop_error_mean"]
+    error = float(plan_error(calibration, plan).mean())
     forecast = psnr_of(calibration, error)
     in_decibel = "" if forecast is None else f", about {forecast:.1f} dB"
     print(f"forecast (open loop, no check): final latent off by {error:.2%}{in_decibel}; wrote {args.out}")
@@ -173,7 +192,7 @@ def budget_from(args: argparse.Namespace, calibration: Calibration) -> int:
     curve = forecasts(calibration)
     if any(f.psnr is None for f in curve):
         raise ValueError(
-            "the calibration has no decoded clips, so no PSNR can be forecast; calibrate without --no-decode."
+            "the calibration has no accelerated run, so no PSNR can be forecast; calibrate without --no-decode."
         )
     for forecast in curve:
         if forecast.psnr is not None and forecast.psnr >= args.target_psnr:
@@ -188,7 +207,51 @@ def checked(args: argparse.Namespace, calibration: Calibration, budget: int) -> 
         check = replace(check, bands=bands_from(args.bands))
     if args.basis is not None:
         check = replace(check, basis=args.basis)
-    return plan_checked(calibration, budget, mode=args.mode, longest=args.longest, check=check)
+    plan = plan_checked(calibration, budget, mode=args.mode, longest=args.longest, check=check)
+    if args.refine < 0:
+        raise ValueError(f"--refine is {args.refine}; expected 0 (none) or a number of trials.")
+    return refined(args, calibration, plan) if args.refine else plan
+
+
+def refined(args: argparse.Namespace, calibration: Calibration, plan: Plan) -> Plan:
+    """The plan after closed-loop trials; OUT.trials.json holds what is done, and is gone on with."""
+    path = Path(args.out).with_suffix(".trials.json")
+    key = {"start": plan.computed, "runs": [(r.prompt, r.seed) for r in calibration.runs], "method": plan.method}
+    known = load_trials(path, key)
+    pipe, sample = runner(args, calibration)
+    truths = {}
+    for run in tqdm(calibration.runs, desc="uncached", unit="run", dynamic_ncols=True):
+        truths[run.prompt, run.seed] = sample(run.prompt, run.seed)
+    with tqdm(total=args.refine, initial=len(known), desc="trials", dynamic_ncols=True) as bar:
+        found, trials = refine(
+            pipe,
+            plan,
+            truths,
+            sample,
+            args.refine,
+            known=known,
+            save=lambda done: save_trials(path, done, key),
+            progress=bar.update,
+        )
+    first = next(t for t in trials if t.computed == plan.computed)
+    print(
+        f"{len(trials)} schedules tried: worst quarter {first.score:.1f} dB before, "
+        f"{dict(found.figures)['measured_snr_worst_quarter_db']:.1f} dB after (latent signal to noise)"
+    )
+    return replace(found, errors=plan.errors if found.computed == plan.computed else ())
+
+
+def runner(args: argparse.Namespace, calibration: Calibration) -> tuple[Any, Callable[[str, int], torch.Tensor]]:
+    """The calibrated model's pipeline, and a function that runs it as it was calibrated."""
+    if not args.model:
+        raise ValueError("this needs --model, the model that was calibrated.")
+    defaults = model_defaults(args.model)
+    sizes = {n: getattr(args, n) or defaults.get(n, getattr(Request, n)) for n in ("height", "width", "num_frames")}
+    guidance = 1.0 if calibration.guidance is None else calibration.guidance
+    request = Request("", args.negative_prompt, calibration.num_steps, guidance, **sizes)
+    pipe = load_pipeline(args.model, args.device, args.dtype)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe, lambda prompt, seed: sample_latent(pipe, replace(request, prompt=prompt, seed=seed))
 
 
 def bands_from(text: str) -> tuple[int, ...]:
@@ -216,8 +279,6 @@ def lemica(args: argparse.Namespace, calibration: Calibration, budget: int) -> P
 
 def replayed(args: argparse.Namespace, calibration: Calibration) -> MeasuredEdges:
     """Measure the edges now; OUT.edges.json holds what is done, and is gone on with."""
-    if not args.model:
-        raise ValueError("--edges replay needs --model, the model that was calibrated.")
     path = Path(args.out).with_suffix(".edges.json")
     known = MeasuredEdges.load(path) if path.exists() else None
     if known is not None:
@@ -228,17 +289,13 @@ def replayed(args: argparse.Namespace, calibration: Calibration) -> MeasuredEdge
     todo = [p for p in pairs if known is None or p not in {(q, s) for q, s, _ in known.runs}]
     if not todo and known is not None:
         return known
-    defaults = model_defaults(args.model)
-    sizes = {n: getattr(args, n) or defaults.get(n, getattr(Request, n)) for n in ("height", "width", "num_frames")}
-    request = Request("", steps=calibration.num_steps, guidance=calibration.guidance or 1.0, **sizes)
-    pipe = load_pipeline(args.model, args.device, args.dtype)
-    pipe.set_progress_bar_config(disable=True)
+    pipe, sample = runner(args, calibration)
     total = len(todo) * len(replays(calibration.num_steps, args.longest))
     with tqdm(total=total, desc="replays", unit="run", dynamic_ncols=True) as bar:
         return measured_edges(
             pipe,
             todo,
-            lambda prompt, seed: sample_latent(pipe, replace(request, prompt=prompt, seed=seed)),
+            sample,
             longest=args.longest,
             boundary=args.boundary,
             known=known,

@@ -36,8 +36,8 @@ class SelfCheck:
     Args:
         check: the settings.
         batched: the first dimension counts samples, each with gains of its own; else all is one sample.
-        grid: height and width of the latent where it comes as tokens (batch, height * width, channels). Unknown, such
-            latents have one band.
+        grid: height and width of the latent where it comes as tokens (batch, frames * height * width, channels).
+            Unknown, such latents have one band.
     """
 
     def __init__(self, check: Check, batched: bool = True, grid: tuple[int, int] | None = None) -> None:
@@ -102,12 +102,12 @@ class SelfCheck:
         return [smooth[0], *(fine - coarse for coarse, fine in itertools.pairwise(smooth)), x - smooth[-1]]
 
     def _gridded(self, x: torch.Tensor) -> bool:
-        return self.grid is not None and x.ndim == 3 and x.shape[1] == self.grid[0] * self.grid[1]
+        return self.grid is not None and x.ndim == 3 and x.shape[1] % (self.grid[0] * self.grid[1]) == 0
 
     def _mean(self, x: torch.Tensor, edge: int) -> torch.Tensor:
         """Mean over edge x edge latent pixels, fewer at the border."""
         if x.ndim == 3 and self.grid:
-            image = x.transpose(1, 2).unflatten(2, self.grid)
+            image = x.transpose(1, 2).unflatten(2, (-1, *self.grid))
             return self._mean(image, edge).flatten(2).transpose(1, 2)
         flat = x.reshape(-1, 1, *x.shape[-2:])
         return F.avg_pool2d(flat, edge, stride=1, padding=edge // 2, count_include_pad=False).view(x.shape)

@@ -262,6 +262,8 @@ class _Host:
                     return original(*args, **kwargs)
                 given = {**dict(zip(names, args, strict=False)), **kwargs}
                 key, holder = self._branch(given)
+                if self.cache.wants_grid:
+                    self.cache.grid = _grid(given)
                 return entrance(original, args, kwargs, given[names[0]], key, holder, owner=name)
 
             return call
@@ -312,6 +314,24 @@ class _Host:
             return original(*args, **kwargs)
 
         return step
+
+
+def _grid(given: dict[str, Any]) -> tuple[int, int] | None:
+    """Height and width in tokens of a latent that comes as tokens, from what tells the transformer where they are."""
+    shapes, ids = given.get("img_shapes"), given.get("img_ids")
+    if isinstance(shapes, list | tuple) and shapes:  # Qwen-Image: [[(frames, height, width), ...], ...]
+        first = (
+            shapes[0][0]
+            if isinstance(shapes[0], list | tuple) and isinstance(shapes[0][0], list | tuple)
+            else shapes[0]
+        )
+        return int(first[1]), int(first[2])
+    if isinstance(ids, torch.Tensor) and ids.shape[-1] >= 3:  # FLUX: rows and columns of every token
+        height, width = (int(v) + 1 for v in ids.reshape(-1, ids.shape[-1])[:, 1:3].amax(0).tolist())
+        return height, width
+    if isinstance(given.get("height"), int) and isinstance(given.get("width"), int):  # LTX
+        return given["height"], given["width"]
+    return None
 
 
 def _block_stack(transformer: torch.nn.Module, cache: StepCache, patches: Patches) -> BlockStack:

@@ -28,12 +28,14 @@ class TeaCache:
             in the second mode).
         model: whose polynomial; `None`: that of the model that runs.
         boundary: "blocks" as published, or "output".
+        coefficients: a polynomial of one's own instead, highest power first.
     """
 
     teacache_thresh: float = 0.2
     use_ret_steps: bool = False
     model: str | None = None
     boundary: Boundary = "output"
+    coefficients: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if not self.teacache_thresh >= 0:
@@ -46,7 +48,7 @@ class TeaCache:
             ValueError: no polynomial for the model, or a host that does not know the model's time embedding.
         """
         name = self.model or run.model
-        if name not in COEFFICIENTS:
+        if self.coefficients is None and name not in COEFFICIENTS:
             near = [n for n in COEFFICIENTS if name and n.startswith(name)] or list(COEFFICIENTS)
             raise ValueError(
                 f"TeaCache has no published coefficients for {name or 'this model'}; "
@@ -57,7 +59,8 @@ class TeaCache:
                 "TeaCache measures the model's time embedding, which is known here for Wan in diffusers only; "
                 "use another policy."
             )
-        polynomial = COEFFICIENTS[name]["ret_steps" if self.use_ret_steps else "no_ret_steps"]
+        mode = "ret_steps" if self.use_ret_steps else "no_ret_steps"
+        polynomial = self.coefficients or COEFFICIENTS[str(name)][mode]
         m = [run.modulation(t)[1 if self.use_ret_steps else 0].float() for t in run.timesteps]
         moved = [float((b - a).abs().mean() / a.abs().mean()) for a, b in itertools.pairwise(m)]
         first, error, computed = (5 if self.use_ret_steps else 1), 0.0, []
@@ -66,7 +69,14 @@ class TeaCache:
             if step < first or step == run.num_steps - 1 or error >= self.teacache_thresh:
                 computed.append(step)
                 error = 0.0
-        return Plan(run.num_steps, tuple(computed), "teacache", name, boundary=self.boundary, source=SOURCE)
+        return Plan(
+            run.num_steps,
+            tuple(computed),
+            "teacache",
+            name,
+            boundary=self.boundary,
+            source=SOURCE if self.coefficients is None else "",
+        )
 
     def begin(self, run: Trajectory) -> Decider:
         """Compile for the run."""

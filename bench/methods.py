@@ -1,0 +1,329 @@
+"""Every method side by side on the embedded model, at equal numbers of computed steps: the figures of docs/planning.md.
+
+    python bench/methods.py --out bench/methods.json            about an hour on two cores; resumes
+    python bench/methods.py --out bench/methods.json --table    print the tables only
+
+One process, one machine, the same prompts, seeds and noise for all; PSNR of decoded frames against the uncached run.
+What is tuned or planned has seen eight calibration prompts and their seeds only; the evaluation prompts are others.
+Plans run in batches (their decisions do not depend on data; every sample has gains of its own), methods that decide
+while running one prompt at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import itertools
+import json
+import platform
+import random
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tools"))
+
+from tiny_wan_clips import FRAMES, SIZE, caption, random_scene  # noqa: E402
+
+import stepcache  # noqa: E402
+from stepcache import Checked, EasyCache, LeMiCa, MagCache, Off, Plan, TeaCache, Uniform  # noqa: E402
+from stepcache.cache import Policy  # noqa: E402
+from stepcache.calibration import Calibration  # noqa: E402
+from stepcache.generate import load_pipeline  # noqa: E402
+from stepcache.hosts.diffusers import _trajectory, accelerate  # noqa: E402
+from stepcache.metrics import psnr  # noqa: E402
+from stepcache.plan import write_atomically  # noqa: E402
+from stepcache.planner import gram_edges, magcache_ratios, plan_checked, plan_lemica  # noqa: E402
+from stepcache.policies.taylorseer import taylor_weights  # noqa: E402
+from stepcache.replay import MeasuredEdges  # noqa: E402
+
+MODEL = ROOT / "assets" / "tiny-wan"
+STEPS, BATCH = 50, 16
+CALIBRATION_SEED, EVALUATION_SEED = 5000, 9000
+WAN = "wan2.1-t2v-1.3B"
+
+
+def prompts(count: int, name: str, held_out: bool) -> list[str]:
+    """Prompts of the embedded model's grammar, drawn from a generator of that name."""
+    rng, found = random.Random(name), []
+    while len(found) < count:
+        text = caption(random_scene(rng, held_out=held_out))
+        if text not in found:
+            found.append(text)
+    return found
+
+
+@dataclass
+class Bench:
+    """A pipeline, its prompts, and what uncached runs of them gave."""
+
+    pipe: Any
+    guidance: float
+    texts: list[str]
+    seeds: list[int]
+    frames: list[np.ndarray]
+
+    def run(self, policy: Policy | Plan, steps: int = STEPS, alone: bool = False) -> list[dict[str, Any]]:
+        """Run all prompts under a policy: computed steps and PSNR (mean over frames) of each."""
+        rows: list[dict[str, Any]] = []
+        size = 1 if alone else BATCH
+        for i in range(0, len(self.texts), size):
+            with accelerate(self.pipe, policy) as run:
+                clips = sample(self.pipe, self.texts[i : i + size], self.seeds[i : i + size], self.guidance, steps)
+            computed = len(run.summary().computed)
+            for clip, truth in zip(clips, self.frames[i : i + size], strict=True):
+                rows.append({"computed": computed, "psnr": float(psnr(truth, clip).mean())})
+        return rows
+
+
+@torch.no_grad()
+def sample(pipe: Any, texts: list[str], seeds: list[int], guidance: float, steps: int) -> list[np.ndarray]:
+    """Clips, float32 [T, H, W, 3] in [0, 1]."""
+    videos = pipe(
+        prompt=texts,
+        height=SIZE,
+        width=SIZE,
+        num_frames=FRAMES,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+        output_type="np",
+    ).frames
+    return [np.clip(video, 0, 1).astype(np.float32) for video in videos]
+
+
+def prepared(pipe: Any, texts: list[str], first_seed: int, guidance: float) -> Bench:
+    """Uncached clips of the prompts."""
+    seeds = [first_seed + i for i in range(len(texts))]
+    frames: list[np.ndarray] = []
+    for i in range(0, len(texts), BATCH):
+        frames += sample(pipe, texts[i : i + BATCH], seeds[i : i + BATCH], guidance, STEPS)
+    return Bench(pipe, guidance, texts, seeds, frames)
+
+
+class OnGrid:
+    """The sampler of a pipeline on some of its 50 noise levels instead of fewer levels of its own."""
+
+    def __init__(self, scheduler: Any, computed: tuple[int, ...]) -> None:
+        self.scheduler, self.computed = scheduler, computed
+
+    def made(self) -> Any:
+        """A scheduler whose `set_timesteps` keeps only the computed steps' levels."""
+        sampler = copy.deepcopy(self.scheduler)
+        original, computed = sampler.set_timesteps, list(self.computed)
+
+        def set_timesteps(num_inference_steps: int, *args: Any, **kwargs: Any) -> None:
+            original(STEPS, *args, **kwargs)
+            sampler.sigmas = sampler.sigmas[[*computed, STEPS]]
+            sampler.timesteps = sampler.timesteps[computed]
+            sampler.num_inference_steps = len(computed)
+
+        sampler.set_timesteps = set_timesteps
+        return sampler
+
+
+def extrapolated(plan: Plan, order: int) -> Plan:
+    """TaylorSeer's prediction on a schedule."""
+    return replace(plan, weights=taylor_weights(plan.computed, plan.num_steps, order), method=f"taylorseer {order}")
+
+
+Method = Callable[["Methods", int], list[dict[str, Any]]]
+
+
+@dataclass
+class Methods:
+    """The methods: each takes a budget and gives a row a prompt."""
+
+    evaluation: Bench
+    tuning: Bench
+    calibration: Calibration
+    edges: dict[str, MeasuredEdges]
+
+    def fewer_steps(self, budget: int) -> list[dict[str, Any]]:
+        """The same sampler with B steps."""
+        return self.evaluation.run(Off(), budget)
+
+    def sampler_on_lemica_grid(self, budget: int) -> list[dict[str, Any]]:
+        """The sampler on the levels LeMiCa (exact, this model) computes."""
+        pipe, computed = self.evaluation.pipe, self.lemica_exact(budget).computed
+        before = pipe.scheduler
+        pipe.scheduler = OnGrid(before, computed).made()
+        try:
+            return self.evaluation.run(Off(), budget)
+        finally:
+            pipe.scheduler = before
+
+    def lemica_exact(self, budget: int, boundary: str = "output") -> Plan:
+        """LeMiCa as published, on this model: measured edges, lexicographic minimax."""
+        edges = self.edges.get(boundary)
+        weights = edges.mean() if edges else gram_edges(self.calibration)
+        return replace(plan_lemica(self.calibration, budget, weights), boundary=boundary)  # type: ignore[arg-type]
+
+    def published(self, budget: int) -> Plan | None:
+        """LeMiCa's published list for Wan2.1, where there is one."""
+        try:
+            return replace(LeMiCa(budget).plan(WAN, STEPS), model=None)
+        except ValueError:
+            return None
+
+    def magcache(self, budget: int) -> list[dict[str, Any]]:
+        """Own ratios; of all settings that hit the budget the best on the calibration prompts."""
+        ratios, candidates = magcache_ratios(self.calibration), {}
+        for k in (2, 4, 6, 10):
+            for retention in (0.2, 0.1, 0.04):
+                for thresh in np.geomspace(1e-3, 3, 120):
+                    plan = MagCache(float(thresh), k, retention, ratios=ratios).plan()
+                    if plan.budget == budget:
+                        candidates[plan.computed] = replace(plan, model=None)
+        return self._best(list(candidates.values()))
+
+    def teacache(self, budget: int) -> list[dict[str, Any]]:
+        """Own polynomials (degree 4, as the authors fit them); the best setting that hits the budget."""
+        pipe = self.evaluation.pipe
+        pipe.scheduler.set_timesteps(STEPS)
+        run = replace(_trajectory(pipe, pipe.scheduler, pipe.scheduler.timesteps), num_steps=STEPS)
+        candidates = {}
+        for ret in (False, True):
+            coefficients = self._polynomial(run, 1 if ret else 0)
+            for thresh in np.geomspace(1e-3, 10, 300):
+                plan = TeaCache(float(thresh), ret, coefficients=coefficients).plan(run)
+                if plan.budget == budget:
+                    candidates[plan.computed] = replace(plan, model=None)
+        return self._best(list(candidates.values()))
+
+    def _polynomial(self, run: Any, which: int) -> tuple[float, ...]:
+        m = [run.modulation(t)[which].float() for t in run.timesteps]
+        moved = [float((b - a).abs().mean() / a.abs().mean()) for a, b in itertools.pairwise(m)]
+        gram = self.calibration.grams[:, :STEPS, :STEPS]  # the conditional branch
+        size = np.diagonal(gram, axis1=1, axis2=2)
+        change = size[:, 1:] + size[:, :-1] - 2 * np.diagonal(gram, 1, axis1=1, axis2=2)
+        relative = np.sqrt(change.clip(0) / size[:, :-1]).mean(0)
+        return tuple(float(c) for c in np.polyfit(moved, relative, 4))
+
+    def easycache(self, budget: int) -> list[dict[str, Any]]:
+        """The threshold whose mean count on the calibration prompts is nearest the budget; best of three ret_steps."""
+        best: tuple[float, EasyCache] | None = None
+        for ret_steps in (10, 5, 3):
+            if ret_steps >= budget - 1:
+                continue
+            low, high = 1e-3, 5.0
+            for _ in range(9):
+                middle = float(np.sqrt(low * high))
+                rows = self.tuning.run(EasyCache(middle, ret_steps), alone=True)
+                count = float(np.mean([r["computed"] for r in rows]))
+                low, high = (middle, high) if count > budget else (low, middle)
+                quality = float(np.mean([r["psnr"] for r in rows]))
+                if abs(count - budget) <= 0.7 and (best is None or quality > best[0]):
+                    best = (quality, EasyCache(middle, ret_steps))
+        if best is None:
+            return []
+        return self.evaluation.run(best[1], alone=True)
+
+    def _best(self, plans: list[Plan]) -> list[dict[str, Any]]:
+        if not plans:
+            return []
+        scores = [float(np.mean([r["psnr"] for r in self.tuning.run(plan)])) for plan in plans]
+        return self.evaluation.run(plans[int(np.argmax(scores))])
+
+
+def _planned(make: Callable[[Methods, int], Policy | Plan | None]) -> Method:
+    def method(methods: Methods, budget: int) -> list[dict[str, Any]]:
+        plan = make(methods, budget)
+        return [] if plan is None else methods.evaluation.run(plan)
+
+    return method
+
+
+METHODS: dict[str, Method] = {
+    "fewer steps": Methods.fewer_steps,
+    "sampler on LeMiCa's grid": Methods.sampler_on_lemica_grid,
+    "uniform reuse": _planned(lambda m, b: Uniform(b)),
+    "uniform reuse, blocks": _planned(lambda m, b: Uniform(b, boundary="blocks")),
+    "LeMiCa published": _planned(lambda m, b: m.published(b)),
+    "LeMiCa exact": _planned(lambda m, b: m.lemica_exact(b)),
+    "LeMiCa exact, blocks": _planned(lambda m, b: m.lemica_exact(b, "blocks") if "blocks" in m.edges else None),
+    "MagCache": Methods.magcache,
+    "TeaCache": Methods.teacache,
+    "EasyCache": Methods.easycache,
+    "TaylorSeer order 1": _planned(lambda m, b: extrapolated(Uniform(b).plan(STEPS), 1)),
+    "TaylorSeer order 2": _planned(lambda m, b: extrapolated(Uniform(b).plan(STEPS), 2)),
+    "checked, uniform": _planned(lambda m, b: Checked(b)),
+    "LeMiCa published, checked": _planned(lambda m, b: None if (p := m.published(b)) is None else p.checked()),
+    "checked": _planned(lambda m, b: plan_checked(m.calibration, b)),
+}
+
+
+def tables(results: dict[str, Any]) -> str:
+    """Mean, worst-quarter and worst PSNR of every method and budget, as Markdown."""
+    budgets = sorted({int(b) for rows in results["methods"].values() for b in rows}, reverse=True)
+    lines = ["| mean / worst quarter / worst, dB | " + " | ".join(f"B={b}" for b in budgets) + " |"]
+    lines.append("|---" * (len(budgets) + 1) + "|")
+    for name, by_budget in results["methods"].items():
+        cells = []
+        for b in budgets:
+            rows = by_budget.get(str(b)) or []
+            values = np.sort([r["psnr"] for r in rows])
+            count = np.mean([r["computed"] for r in rows]) if rows else b
+            other = f" (n={count:.1f})" if rows and abs(count - b) > 0.01 else ""
+            quarter = values[: max(1, len(values) // 4)].mean() if rows else 0.0
+            cells.append(f"{values.mean():.1f} / {quarter:.1f} / {values[0]:.1f}{other}" if rows else "-")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run what is not there yet, save after every method and budget, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--budgets", default="25,20,17,14,10")
+    parser.add_argument("--prompts", type=int, default=32)
+    parser.add_argument("--guidance", type=float, default=5.0)
+    parser.add_argument("--calibration", type=Path, default=MODEL / "calibration.json")
+    parser.add_argument("--only", help="methods, separated by commas")
+    parser.add_argument("--table", action="store_true", help="print the tables of --out and stop")
+    args = parser.parse_args()
+    results = json.loads(args.out.read_text()) if args.out.exists() else {"methods": {}}
+    if args.table:
+        print(tables(results))
+        return
+    pipe = load_pipeline(str(MODEL), "cpu")
+    pipe.set_progress_bar_config(disable=True)
+    calibration = Calibration.load(args.calibration)
+    evaluation = prepared(pipe, prompts(args.prompts, "methods", held_out=True), EVALUATION_SEED, args.guidance)
+    texts = [run.prompt for run in calibration.runs]
+    tuning = prepared(pipe, texts, CALIBRATION_SEED, args.guidance)
+    if common := set(texts) & set(evaluation.texts):
+        raise ValueError(f"calibration and evaluation share prompts: {common}")
+    folder = Path(__file__).parent  # made by `stepcache plan --method lemica --edges replay`
+    edges = {b: MeasuredEdges.load(p) for b in ("output", "blocks") if (p := folder / f"edges-{b}.json").exists()}
+    methods = Methods(evaluation, tuning, calibration, edges)
+    results["about"] = {
+        "guidance": args.guidance,
+        "steps": STEPS,
+        "prompts": args.prompts,
+        "sampler": type(pipe.scheduler).__name__,
+        "stepcache": stepcache.__version__,
+        "torch": torch.__version__,
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    chosen = args.only.split(",") if args.only else list(METHODS)
+    cells = [(name, int(b)) for b in args.budgets.split(",") for name in chosen]
+    for name, budget in tqdm(cells, desc="methods", dynamic_ncols=True):
+        by_budget = results["methods"].setdefault(name, {})
+        if str(budget) not in by_budget:
+            by_budget[str(budget)] = METHODS[name](methods, budget)
+            write_atomically(args.out, json.dumps(results, indent=1) + "\n")
+    print(tables(results))
+
+
+if __name__ == "__main__":
+    main()

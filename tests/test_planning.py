@@ -1,0 +1,199 @@
+"""`stepcache calibrate`, `plan` and `show`, end to end on a real, untrained pipeline; mistakes users make."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from stepcache import Plan
+from stepcache.calibration import Calibration
+from stepcache.cli import main
+
+STEPS = 16
+PROMPTS = "# two prompts\na red circle\na blue square\n"
+
+
+@pytest.fixture(scope="module")
+def calibrated(model, tmp_path_factory):
+    """A folder with prompts and a calibration of two runs."""
+    folder = tmp_path_factory.mktemp("calibrated")
+    (folder / "prompts.txt").write_text(PROMPTS)
+    assert calibrate(model, folder) == 0
+    return folder
+
+
+def calibrate(model, folder, *flags):
+    flags = ("--prompts", folder / "prompts.txt", "--steps", STEPS, "--out", folder / "calibration.json", *flags)
+    return main(["calibrate", "--model", model, *map(str, flags)])
+
+
+def plan(folder, out, *flags):
+    return main(["plan", "--calibration", str(folder / "calibration.json"), "--out", str(out), *map(str, flags)])
+
+
+def test_calibrate_plan_generate(model, calibrated, tmp_path, capsys):
+    found = Calibration.load(calibrated / "calibration.json")
+    assert [r.prompt for r in found.runs] == ["a red circle", "a blue square"]
+    assert found.runs[0].anchors[0][0] == STEPS // 4
+    assert not found.runs[1].anchors
+    assert found.guidance == 3.0
+    out = tmp_path / "plan.json"
+    assert plan(calibrated, out, "--budget", 6) == 0
+    assert "6 of 16 steps computed" in capsys.readouterr().out
+    made = Plan.load(out)
+    assert (made.budget, made.method, made.model, made.scheduler) == (
+        6,
+        "checked",
+        found.model,
+        "UniPCMultistepScheduler",
+    )
+    flags = ["generate", "--model", model, "--prompt", "a cyan ring", "--steps", str(STEPS), "--plan", str(out)]
+    assert main([*flags, "--output", str(tmp_path / "clip.npy")]) == 0
+    record = json.loads((tmp_path / "clip.json").read_text())
+    assert record["result"]["computed"] == list(made.computed)
+    assert main([*flags, "--output", str(tmp_path / "c.npy"), "--guidance", "6"]) == 2
+    assert "guidance 2.1 to 3.9 (the run: 6)" in capsys.readouterr().err
+    assert main([*flags[:-4], "--steps", "12", "--plan", str(out), "--output", str(tmp_path / "c.npy")]) == 2
+    assert "16 steps (the run: 12)" in capsys.readouterr().err
+
+
+def test_it_goes_on_where_it_stopped(model, calibrated, tmp_path, capsys):
+    folder = tmp_path
+    (folder / "prompts.txt").write_text(PROMPTS + "a green star\n")
+    text = (calibrated / "calibration.json").read_text()
+    (folder / "calibration.json").write_text(text)
+    assert calibrate(model, folder) == 0
+    assert "has 2 run(s); 1 of 3 are still to do" in capsys.readouterr().out
+    assert len(Calibration.load(folder / "calibration.json").runs) == 3
+    assert calibrate(model, folder, "--guidance", 5) == 2
+    assert "guidance 3.0 (asked for: 5.0)" in capsys.readouterr().err
+    out = folder / "merged.json"
+    files = [str(calibrated / "calibration.json"), str(folder / "calibration.json")]
+    assert main(["calibrate", "--merge", *files, "--out", str(out)]) == 0
+    assert len(Calibration.load(out).runs) == 3
+
+
+@pytest.mark.parametrize(
+    ("flags", "budget"),
+    [
+        (("--target-speedup", 4), 4),
+        (("--target-speedup", 2.5), 6),
+        (("--target-psnr", 1), 3),
+        (("--target-psnr", 1e6), 16),
+    ],
+)
+def test_targets(calibrated, tmp_path, flags, budget):
+    assert plan(calibrated, tmp_path / "p.json", *flags) == 0
+    assert Plan.load(tmp_path / "p.json").budget == budget
+
+
+def test_modes_and_methods(calibrated, tmp_path):
+    out = tmp_path / "p.json"
+    assert plan(calibrated, out, "--budget", 6, "--mode", "static") == 0
+    assert Plan.load(out).check is None
+    assert Plan.load(out).weights
+    assert plan(calibrated, out, "--budget", 6, "--bands", "11,5", "--basis", "branch") == 0
+    assert Plan.load(out).check.bands == (11, 5)
+    for objective in ("lexminimax", "sum", "power"):
+        assert plan(calibrated, out, "--budget", 6, "--method", "lemica", "--objective", objective) == 0
+        assert (Plan.load(out).method, Plan.load(out).budget) == ("lemica", 6)
+
+
+@pytest.mark.slow
+def test_edges_are_measured_and_kept(model, calibrated, tmp_path, capsys):
+    out = tmp_path / "p.json"
+    flags = ("--budget", 8, "--method", "lemica", "--longest", 3, "--model", model, "--replay-runs", 1)
+    assert plan(calibrated, out, *flags, "--edges", "replay") == 0
+    assert "rank correlation" in capsys.readouterr().out
+    edges = tmp_path / "p.edges.json"
+    assert len(json.loads(edges.read_text())["runs"]) == 1
+    first = Plan.load(out)
+    assert plan(calibrated, out, *flags, "--edges", edges) == 0
+    assert Plan.load(out).computed == first.computed
+    assert plan(calibrated, tmp_path / "q.json", "--budget", 8, "--method", "lemica", "--edges", "replay") == 2
+    assert "this needs --model" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_refining_resumes(model, calibrated, tmp_path, capsys):
+    out = tmp_path / "p.json"
+    flags = ("--budget", 6, "--model", model, "--refine")
+    assert plan(calibrated, out, *flags, 2) == 0
+    assert "2 schedules tried" in capsys.readouterr().out
+    assert plan(calibrated, out, *flags, 3) == 0
+    assert len(json.loads((tmp_path / "p.trials.json").read_text())["trials"]) == 3
+    assert dict(Plan.load(out).figures)["measured_runs"] == 2
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg"])
+def test_show(calibrated, tmp_path, capsys, suffix):
+    out = tmp_path / "p.json"
+    plan(calibrated, out, "--budget", 6)
+    capsys.readouterr()
+    picture = tmp_path / f"a.{suffix}"
+    assert main(["show", str(out), "--out", str(picture)]) == 0
+    text = capsys.readouterr().out
+    assert "self-check: mean filters 5" in text
+    assert text.count("0:+") >= 1
+    assert picture.stat().st_size > 5000
+    assert main(["show", str(calibrated / "calibration.json"), "--out", str(picture)]) == 0
+    text = capsys.readouterr().out
+    assert "<- knee" in text
+    assert " dB " in text
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--budget", 1), "expected 2 to 16"),
+        (("--budget", 17), "expected 2 to 16"),
+        (("--budget", 2, "--longest", 4), "smallest budget is 5"),
+        (("--target-speedup", 100), "expected 1 to 8"),
+        (("--budget", 6, "--bands", "4"), "odd edges"),
+        (("--budget", 6, "--bands", "x"), "odd numbers"),
+        (("--budget", 6, "--refine", 2), "needs --model"),
+        (("--budget", 6, "--refine", -1), "--refine is -1"),
+        (("--budget", 6, "--method", "lemica", "--gamma", 0.1), "gamma"),
+        (("--budget", 6, "--method", "lemica", "--edges", "nowhere.json"), "does not exist"),
+    ],
+)
+def test_bad_plans(calibrated, tmp_path, capsys, flags, message):
+    assert plan(calibrated, tmp_path / "p.json", *flags) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "p.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("prompts", "flags", "message"),
+    [
+        ("", (), "is empty"),
+        ("a\na\n", (), "more than once"),
+        (None, (), "does not exist"),
+        ("a\n", ("--seeds", "x"), "whole numbers"),
+        ("a\n", ("--seeds", "1,1"), "each seed once"),
+        ("a\n", ("--steps", "0"), "at least 1"),
+        ("a\n", ("--height", "30"), "multiple of 16"),
+        ("a\n", ("--store", "/nowhere/at/all"), "/nowhere/at/all"),
+    ],
+)
+def test_bad_calibrations(model, tmp_path, capsys, prompts, flags, message):
+    if prompts is not None:
+        (tmp_path / "prompts.txt").write_text(prompts)
+    assert calibrate(model, tmp_path, *flags) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "calibration.json").exists()
+
+
+def test_what_is_missing(calibrated, tmp_path, capsys):
+    assert main(["calibrate", "--out", str(tmp_path / "c.json")]) == 2
+    assert "--model and --prompts, or --merge" in capsys.readouterr().err
+    assert main(["show", str(tmp_path / "none.json")]) == 2
+    assert "does not exist" in capsys.readouterr().err
+    assert main(["show", str(calibrated / "calibration.json"), "--out", str(tmp_path / "a.gif")]) == 2
+    assert ".png or .svg" in capsys.readouterr().err
+    Path(tmp_path / "junk.json").write_text("{}")
+    assert main(["show", str(tmp_path / "junk.json")]) == 2
+    assert "not a stepcache.plan file" in capsys.readouterr().err
