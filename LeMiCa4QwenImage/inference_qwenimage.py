@@ -1168,10 +1168,20 @@ def add_predict(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--plan", metavar="FILE", help="follow a plan made by `stepcache plan`, instead of a table")
 
 
-def planned(path: str, run: Trajectory, resample: bool) -> Fixed:
-    """The policy that follows a plan file, checked against the run; ValueError, FileNotFoundError."""
+def planned(
+    path: str,
+    model: str | None,
+    steps: int | None,
+    resample: bool,
+    shift: float | None = None,
+    guidance: float | None = None,
+) -> Fixed:
+    """The policy that follows a plan file, checked against what is known of the run (`None`: not yet).
+
+    ValueError, FileNotFoundError.
+    """
     policy = Fixed(Plan.load(path), resample)
-    policy.begin(run)
+    policy.begin(Trajectory(policy.decided.num_steps if steps is None else steps, model, shift, guidance))
     return policy
 
 
@@ -2015,7 +2025,7 @@ def choose(args: argparse.Namespace) -> Policy | None:
     if args.plan:
         if args.cache is not None:
             raise ValueError("--cache and --plan exclude each other; give one of them.")
-        return planned(args.plan, Trajectory(args.steps), args.resample)
+        return planned(args.plan, None, args.steps, args.resample)
     if args.cache is None:
         return None
     if args.cache not in BUDGETS and not args.cache.isdecimal():

@@ -1662,10 +1662,20 @@ def add_predict(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--plan", metavar="FILE", help="follow a plan made by `stepcache plan`, instead of a table")
 
 
-def planned(path: str, run: Trajectory, resample: bool) -> Fixed:
-    """The policy that follows a plan file, checked against the run; ValueError, FileNotFoundError."""
+def planned(
+    path: str,
+    model: str | None,
+    steps: int | None,
+    resample: bool,
+    shift: float | None = None,
+    guidance: float | None = None,
+) -> Fixed:
+    """The policy that follows a plan file, checked against what is known of the run (`None`: not yet).
+
+    ValueError, FileNotFoundError.
+    """
     policy = Fixed(Plan.load(path), resample)
-    policy.begin(run)
+    policy.begin(Trajectory(policy.decided.num_steps if steps is None else steps, model, shift, guidance))
     return policy
 
 
@@ -2254,8 +2264,8 @@ def choose(own: argparse.Namespace, args: argparse.Namespace) -> tuple[Policy | 
     if own.lemica_calibration:
         return RECORDER, "calibration"
     if own.plan:
-        run = Trajectory(args.sample_steps, f"wan2.1-{args.task}", args.sample_shift, args.sample_guide_scale)
-        fixed = planned(own.plan, run, own.lemica_resample)
+        run = (f"wan2.1-{args.task}", args.sample_steps, own.lemica_resample)
+        fixed = planned(own.plan, *run, args.sample_shift, args.sample_guide_scale)
         return fixed, f"plan{fixed.decided.budget}"
     name = f"wan2.1-{args.task}"
     table = name if name in SCHEDULES else KIN[args.task]

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import torchrun
 
+from stepcache import Plan
 from stepcache.published.lemica import SCHEDULES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -69,6 +70,16 @@ def test_the_summary_shows_the_published_steps(clone):
     marks = next(line for line in out.splitlines() if set(line) <= {"█", "·"} and len(line) == 50)
     assert tuple(i for i, m in enumerate(marks) if m == "█") == SCHEDULES["hunyuanvideo-1.5"][1][25]
     assert "computed 25 of 50 steps" in out
+
+
+def test_a_plan_and_checked_prediction(clone, tmp_path):
+    Plan(50, (0, 3, 9, 20, 35, 49), "mine").checked().save(tmp_path / "p.json")
+    done = record(clone, *CACHED, "--plan", tmp_path / "p.json")
+    assert done["executions"] == [6] * 4
+    assert "computed 10 of 50 steps" in run(clone, *CACHED, "--lemica_step", 10, "--lemica_predict", "checked").stdout
+    refused = run(clone, *CACHED, "--plan", tmp_path / "p.json", "--lemica_step", 10, check=False)
+    assert refused.returncode == 2
+    assert "exclude each other" in refused.stderr
 
 
 def test_super_resolution_stays_uncached_and_untouched(clone):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from stepcache import Plan
 from stepcache.published.lemica import SCHEDULES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -99,6 +100,16 @@ def run(place, model, *flags, check=True):
 def computed(text):
     marks = next(line for line in text.splitlines() if line and set(line) <= {"█", "·"})
     return tuple(i for i, m in enumerate(marks) if m == "█")
+
+
+def test_a_plan_and_checked_prediction(place, model):
+    Plan(50, (0, 3, 9, 20, 35, 49), "mine").checked().save(place / "p.json")
+    assert computed(run(place, model, "--plan", "p.json").stdout) == (0, 3, 9, 20, 35, 49)
+    flags = ("--cache", "fast", "--table", "qwen-image", "--lemica_predict", "checked")
+    assert computed(run(place, model, *flags).stdout) == SCHEDULES["qwen-image"][1][10]
+    refused = run(place, model, "--plan", "p.json", "--cache", "fast", check=False)
+    assert refused.returncode == 2
+    assert "exclude each other" in refused.stderr
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The built Wan2.1 drop-ins, end to end, as copied files: against the stand-in, and the real repository when given."""
 
 import json
+import math
 import os
 import shlex
 import shutil
@@ -10,6 +11,9 @@ from pathlib import Path
 
 import pytest
 from conftest import torchrun
+
+from stepcache.calibration import Calibration
+from stepcache.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
 STANDIN = Path(__file__).with_name("standin_wan21")
@@ -69,6 +73,41 @@ def test_lemica_computes_the_published_number_of_steps(clone, baseline, budget, 
     done = executions(clone, "lemica", *T2V, "--lemica_budget", budget, "--boundary", boundary)
     assert done["executions"] == [2 * budget] * 4
     assert done["video"] != baseline["video"]
+
+
+def test_lemica_predicts_under_a_self_check_on_request(clone, baseline):
+    reused = executions(clone, "lemica", *T2V, "--lemica_budget", 17)
+    checked = executions(clone, "lemica", *T2V, "--lemica_budget", 17, "--lemica_predict", "checked")
+    assert checked["executions"] == reused["executions"] == [34] * 4
+    error = lambda done: math.dist(done["video"], baseline["video"])  # noqa: E731
+    assert error(checked) < error(reused)
+
+
+def test_calibrate_with_upstream_plan_and_follow_the_plan(clone, baseline, capsys):
+    """Runs of the real loop teach the planner; its plan is followed by the same script."""
+    for seed in (0, 1):
+        flags = ("--lemica_calibration", "c.json", "--prompt", "two cats", "--base_seed", seed, "--save_file", "c.mp4")
+        done = run(clone, "lemica", *T2V, *flags)
+        assert record(clone, "c.mp4")["executions"] == [100] * 4
+    assert "c.json holds 2 run(s)" in done.stdout
+    calibration = Calibration.load(clone / "c.json")
+    assert calibration.scheduler == "FlowUniPCMultistepScheduler"
+    assert calibration.branches == ("cond", "uncond")
+    assert calibration.linearity().max() < 1e-5
+    assert main(["plan", "--calibration", str(clone / "c.json"), "--budget", "12", "--out", str(clone / "p.json")]) == 0
+    capsys.readouterr()
+    followed = executions(clone, "lemica", *T2V, "--plan", "p.json")
+    assert followed["executions"] == [24] * 4
+    assert followed["video"] != baseline["video"]
+    for flags, message in (
+        (("--plan", "p.json", "--lemica_budget", 25), "exclude each other"),
+        (("--plan", "p.json", "--sample_steps", 40), "50 steps (the run: 40)"),
+        (("--plan", "p.json", "--sample_guide_scale", 9), "(the run: 9)"),
+        (("--plan", "none.json"), "does not exist"),
+    ):
+        refused = run(clone, "lemica", *T2V, *flags, check=False)
+        assert refused.returncode == 2
+        assert message in refused.stderr
 
 
 def test_image_to_video_takes_its_own_table(clone):
@@ -274,6 +313,7 @@ def test_the_real_repository_accepts_the_script(checkout, method):
     ("method", "flags", "says"),
     [
         ("lemica", ("--lemica_budget", 25), "computed 25 of 50 steps"),
+        ("lemica", ("--lemica_budget", 14, "--lemica_predict", "checked"), "computed 14 of 50 steps"),
         ("easycache", ("--thresh", 1e9, "--ret_steps", 4), "computed 5 of 50 steps"),
         ("magcache", ("--use_magcache",), "computed 25 of 50 steps"),
     ],
@@ -286,3 +326,17 @@ def test_the_real_repository_generates(checkout, tmp_path, method, flags, says):
     text = checkout[1](method, *T2V, "--ckpt_dir", ckpt, "--prompt", "a cat", "--save_file", out, *flags)
     assert says in text
     assert out.stat().st_size > 0
+
+
+@needs_upstream
+@pytest.mark.slow
+def test_the_real_repository_is_calibrated_and_planned(checkout, tmp_path):
+    ckpt = os.environ.get("WAN21_CKPT")
+    if not ckpt:
+        pytest.skip("WAN21_CKPT is not set: nothing was generated with the real Wan2.1 code")
+    flags = (*T2V, "--ckpt_dir", ckpt, "--prompt", "a cat", "--save_file", tmp_path / "clip.mp4")
+    path, plan = tmp_path / "c.json", tmp_path / "p.json"
+    assert "holds 1 run(s)" in checkout[1]("lemica", *flags, "--lemica_calibration", path)
+    assert Calibration.load(path).linearity().max() < 1e-3
+    assert main(["plan", "--calibration", str(path), "--budget", "15", "--out", str(plan)]) == 0
+    assert "computed 15 of 50 steps" in checkout[1]("lemica", *flags, "--plan", plan)

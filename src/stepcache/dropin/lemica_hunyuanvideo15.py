@@ -22,7 +22,6 @@ from typing import Any
 from stepcache.cache import Policy
 from stepcache.dropin.common import add_boundary, add_predict, add_resample, fail, leads, planned, say
 from stepcache.hosts.hunyuanvideo15 import MODEL, CacheHelper, DoesNotFit, install
-from stepcache.plan import Trajectory
 from stepcache.policies.fixed import Fixed
 from stepcache.policies.lemica import LeMiCa
 
@@ -84,7 +83,7 @@ def choose(own: argparse.Namespace, args: argparse.Namespace) -> Policy | None:
     if own.plan:
         if own.lemica_step is not None:
             raise ValueError("--lemica_step and --plan exclude each other; give one of them.")
-        fixed = planned(own.plan, Trajectory(args.num_inference_steps, MODEL), own.lemica_resample)
+        fixed = planned(own.plan, MODEL, args.num_inference_steps, own.lemica_resample)
         policy: Fixed | LeMiCa = fixed
         budget = fixed.decided.budget
     else:

@@ -18,7 +18,6 @@ import torch
 from stepcache.cache import Policy
 from stepcache.dropin.common import add_boundary, add_predict, fail, planned
 from stepcache.hosts.diffusers import accelerate
-from stepcache.plan import Trajectory
 from stepcache.policies.fixed import Off
 from stepcache.policies.lemica import LeMiCa
 
@@ -65,7 +64,7 @@ def choose(args: argparse.Namespace) -> Policy | None:
     if args.plan:
         if args.cache is not None:
             raise ValueError("--cache and --plan exclude each other; give one of them.")
-        return planned(args.plan, Trajectory(args.steps), args.resample)
+        return planned(args.plan, None, args.steps, args.resample)
     if args.cache is None:
         return None
     if args.cache not in BUDGETS and not args.cache.isdecimal():

@@ -16,7 +16,6 @@ from stepcache.cache import Policy
 from stepcache.calibration import Calibration, Recorder
 from stepcache.dropin.common import add_boundary, add_predict, add_resample, fail, leads, planned, say
 from stepcache.dropin.wan21 import KIN, launch
-from stepcache.plan import Trajectory
 from stepcache.policies.lemica import LeMiCa
 from stepcache.published.lemica import SCHEDULES
 
@@ -34,8 +33,8 @@ def choose(own: argparse.Namespace, args: argparse.Namespace) -> tuple[Policy | 
     if own.lemica_calibration:
         return RECORDER, "calibration"
     if own.plan:
-        run = Trajectory(args.sample_steps, f"wan2.1-{args.task}", args.sample_shift, args.sample_guide_scale)
-        fixed = planned(own.plan, run, own.lemica_resample)
+        run = (f"wan2.1-{args.task}", args.sample_steps, own.lemica_resample)
+        fixed = planned(own.plan, *run, args.sample_shift, args.sample_guide_scale)
         return fixed, f"plan{fixed.decided.budget}"
     name = f"wan2.1-{args.task}"
     table = name if name in SCHEDULES else KIN[args.task]

@@ -57,6 +57,24 @@ def _usp_forward(model, x, t, context, seq_len, y=None):
     return type(model).forward(model, x, t, context, seq_len, y)
 
 
+class FlowUniPCMultistepScheduler:
+    """The name of upstream's sampler, and how it is called; the rule is Euler's."""
+
+    def __init__(self):
+        self.config = {"solver": "euler"}
+
+    def set_timesteps(self, steps, shift):
+        u = torch.linspace(1, 0, steps + 1)
+        self.sigmas = shift * u / (1 + (shift - 1) * u)
+        self.timesteps = (self.sigmas[:-1] * 1000).long()
+        self.index = 0
+
+    def step(self, model_output, timestep, sample, return_dict=True):
+        change = self.sigmas[self.index + 1] - self.sigmas[self.index]
+        self.index += 1
+        return (sample + change * model_output,)
+
+
 class _Pipeline:
     channels, vace = 4, False
 
@@ -73,15 +91,15 @@ class _Pipeline:
         arg_c, arg_null = {"context": context, "seq_len": 108}, {"context": null, "seq_len": 108}
         if self.channels > 4:
             arg_c["y"] = arg_null["y"] = [torch.ones(4, 3, 6, 6)]
-        u = torch.linspace(1, 0, sampling_steps + 1)
-        sigma = shift * u / (1 + (shift - 1) * u)
-        for k in range(sampling_steps):
+        sampler = FlowUniPCMultistepScheduler()
+        sampler.set_timesteps(sampling_steps, shift=shift)
+        for k, step in enumerate(sampler.timesteps):
             if k == self.fail_at:
                 raise RuntimeError("stand-in failure")
-            t = (sigma[k] * 1000).long()[None]
+            t = step[None]
             cond = self.model([x], t=t, **arg_c)[0]
             uncond = self.model([x], t=t, **arg_null)[0]
-            x = x + (sigma[k + 1] - sigma[k]) * (uncond + guide_scale * (cond - uncond))
+            x = sampler.step(uncond + guide_scale * (cond - uncond), step, x, return_dict=False)[0]
         if dist.is_initialized():
             dist.barrier()
         return x
