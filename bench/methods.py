@@ -246,17 +246,17 @@ METHODS: dict[str, Method] = {
     "fewer steps": Methods.fewer_steps,
     "sampler on LeMiCa's grid": Methods.sampler_on_lemica_grid,
     "uniform reuse": _planned(lambda m, b: Uniform(b)),
-    "uniform reuse, blocks": _planned(lambda m, b: Uniform(b, boundary="blocks")),
+    "uniform reuse (blocks)": _planned(lambda m, b: Uniform(b, boundary="blocks")),
     "LeMiCa published": _planned(lambda m, b: m.published(b)),
     "LeMiCa exact": _planned(lambda m, b: m.lemica_exact(b)),
-    "LeMiCa exact, blocks": _planned(lambda m, b: m.lemica_exact(b, "blocks") if "blocks" in m.edges else None),
+    "LeMiCa exact (blocks)": _planned(lambda m, b: m.lemica_exact(b, "blocks") if "blocks" in m.edges else None),
     "MagCache": Methods.magcache,
     "TeaCache": Methods.teacache,
     "EasyCache": Methods.easycache,
     "TaylorSeer order 1": _planned(lambda m, b: extrapolated(Uniform(b).plan(STEPS), 1)),
     "TaylorSeer order 2": _planned(lambda m, b: extrapolated(Uniform(b).plan(STEPS), 2)),
-    "checked, uniform": _planned(lambda m, b: Checked(b)),
-    "LeMiCa published, checked": _planned(lambda m, b: None if (p := m.published(b)) is None else p.checked()),
+    "checked on uniform": _planned(lambda m, b: Checked(b)),
+    "checked on LeMiCa published": _planned(lambda m, b: None if (p := m.published(b)) is None else p.checked()),
     "checked": _planned(lambda m, b: plan_checked(m.calibration, b)),
 }
 
@@ -316,6 +316,8 @@ def main() -> None:
         "date": time.strftime("%Y-%m-%d"),
     }
     chosen = args.only.split(",") if args.only else list(METHODS)
+    if unknown := set(chosen) - set(METHODS):
+        raise ValueError(f"no method {', '.join(sorted(unknown))}; expected some of {', '.join(METHODS)}.")
     cells = [(name, int(b)) for b in args.budgets.split(",") for name in chosen]
     for name, budget in tqdm(cells, desc="methods", dynamic_ncols=True):
         by_budget = results["methods"].setdefault(name, {})
