@@ -284,6 +284,11 @@ class Plan:
         weights = first_order(self.computed, self.num_steps)
         return replace(self, method="checked", weights=weights, check=check or Check())
 
+    def extrapolated(self) -> Plan:
+        """The same schedule with first-order extrapolation of the reused steps and no check, method "static"."""
+        weights = tuple((k, w) for k, w in first_order(self.computed, self.num_steps) if k not in self.computed)
+        return replace(self, method="static", weights=weights, check=None)
+
     def to_json(self) -> str:
         """JSON text with the schema's name and version inside; `Plan.from_json` reads it back equal."""
         return json.dumps({"schema": SCHEMA, "version": SCHEMA_VERSION, **asdict(self)}, indent=1) + "\n"
@@ -762,18 +767,16 @@ class StepCache:
         if branch.owner != owner or branch.shape != x.shape:
             branch.kept.clear()
         recalled = decider.recall(self._step, branch.name)
-        if recalled is not None:
-            branch.last_step, branch.shape, branch.owner = self._step, x.shape, owner
-            branch.reused.append(self._step)
-            return Call(
-                self._step, branch.name, False, False, self._planned, leader, last, start, recalled.to(x.device)
-            )
-        forced = not self._decision and self._lacking(branch, len(decider.weights(self._step)))
+        wanting = not self._decision and recalled is None
+        forced = wanting and self._lacking(branch, len(decider.weights(self._step)))
         branch.last_step, branch.shape, branch.owner = self._step, x.shape, owner
         if forced:
             self._forced.append((self._step, branch.name))
-        compute = self._decision or forced
-        return Call(self._step, branch.name, compute, forced, self._planned, leader, last, start)
+        if recalled is not None:
+            branch.reused.append(self._step)
+            recalled = recalled.to(x.device)
+        compute = recalled is None and (self._decision or forced)
+        return Call(self._step, branch.name, compute, forced, self._planned, leader, last, start, recalled)
 
     def _find(self, key: Hashable, holder: Any) -> _Branch | None:
         for branch in self._branches:
@@ -875,8 +878,8 @@ class StepCache:
         """What happened at a computed step beside what would have been predicted; `None` if that is plain reuse."""
         if len(weights) < 2 or self._lacking(branch, len(weights), before=True):
             return None
-        last = _float(branch.features[0].to(feature.device))
-        return Increment(_float(feature) - last, _combine(branch, weights, feature.device) - last)
+        happened = _float(feature) - _float(branch.features[0].to(feature.device))
+        return Increment(happened, _increment(branch, weights, feature.device))
 
     def _learn(self) -> None:
         """A step is over: let the self-check see what its branches did."""
@@ -893,8 +896,7 @@ class StepCache:
             return None
         names = {branch.name, *self._check.together}
         members = [b for b in self._branches if b.name in names and len(b.kept) >= len(weights)]
-        increments = {b.name: _combine(b, weights, device) - _float(b.features[0].to(device)) for b in members}
-        return self._check.damp(branch.name, increments)
+        return self._check.damp(branch.name, {b.name: _increment(b, weights, device) for b in members})
 
     def leave(self, call: Call, x: torch.Tensor) -> None:
         """The call is over; `x` is on the device it ran on. Only times are taken here."""
@@ -945,6 +947,11 @@ def _combine(branch: _Branch, weights: tuple[float, ...], device: torch.device) 
     for weight, feature in zip(weights[1:], features[1:], strict=True):
         total = torch.add(total, feature, alpha=weight)
     return total
+
+
+def _increment(branch: _Branch, weights: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """By how much the weighted sum differs from repeating the newest feature."""
+    return _combine(branch, weights, device) - _float(branch.features[0].to(device))
 
 
 def narrow(x: torch.Tensor, shape: torch.Size | None) -> torch.Tensor:

@@ -26,7 +26,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime
@@ -290,6 +290,11 @@ class Plan:
         """The same schedule with first-order extrapolation of the reused steps and the self-check, method "checked"."""
         weights = first_order(self.computed, self.num_steps)
         return replace(self, method="checked", weights=weights, check=check or Check())
+
+    def extrapolated(self) -> Plan:
+        """The same schedule with first-order extrapolation of the reused steps and no check, method "static"."""
+        weights = tuple((k, w) for k, w in first_order(self.computed, self.num_steps) if k not in self.computed)
+        return replace(self, method="static", weights=weights, check=None)
 
     def to_json(self) -> str:
         """JSON text with the schema's name and version inside; `Plan.from_json` reads it back equal."""
@@ -769,18 +774,16 @@ class StepCache:
         if branch.owner != owner or branch.shape != x.shape:
             branch.kept.clear()
         recalled = decider.recall(self._step, branch.name)
-        if recalled is not None:
-            branch.last_step, branch.shape, branch.owner = self._step, x.shape, owner
-            branch.reused.append(self._step)
-            return Call(
-                self._step, branch.name, False, False, self._planned, leader, last, start, recalled.to(x.device)
-            )
-        forced = not self._decision and self._lacking(branch, len(decider.weights(self._step)))
+        wanting = not self._decision and recalled is None
+        forced = wanting and self._lacking(branch, len(decider.weights(self._step)))
         branch.last_step, branch.shape, branch.owner = self._step, x.shape, owner
         if forced:
             self._forced.append((self._step, branch.name))
-        compute = self._decision or forced
-        return Call(self._step, branch.name, compute, forced, self._planned, leader, last, start)
+        if recalled is not None:
+            branch.reused.append(self._step)
+            recalled = recalled.to(x.device)
+        compute = recalled is None and (self._decision or forced)
+        return Call(self._step, branch.name, compute, forced, self._planned, leader, last, start, recalled)
 
     def _find(self, key: Hashable, holder: Any) -> _Branch | None:
         for branch in self._branches:
@@ -882,8 +885,8 @@ class StepCache:
         """What happened at a computed step beside what would have been predicted; `None` if that is plain reuse."""
         if len(weights) < 2 or self._lacking(branch, len(weights), before=True):
             return None
-        last = _float(branch.features[0].to(feature.device))
-        return Increment(_float(feature) - last, _combine(branch, weights, feature.device) - last)
+        happened = _float(feature) - _float(branch.features[0].to(feature.device))
+        return Increment(happened, _increment(branch, weights, feature.device))
 
     def _learn(self) -> None:
         """A step is over: let the self-check see what its branches did."""
@@ -900,8 +903,7 @@ class StepCache:
             return None
         names = {branch.name, *self._check.together}
         members = [b for b in self._branches if b.name in names and len(b.kept) >= len(weights)]
-        increments = {b.name: _combine(b, weights, device) - _float(b.features[0].to(device)) for b in members}
-        return self._check.damp(branch.name, increments)
+        return self._check.damp(branch.name, {b.name: _increment(b, weights, device) for b in members})
 
     def leave(self, call: Call, x: torch.Tensor) -> None:
         """The call is over; `x` is on the device it ran on. Only times are taken here."""
@@ -952,6 +954,11 @@ def _combine(branch: _Branch, weights: tuple[float, ...], device: torch.device) 
     for weight, feature in zip(weights[1:], features[1:], strict=True):
         total = torch.add(total, feature, alpha=weight)
     return total
+
+
+def _increment(branch: _Branch, weights: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """By how much the weighted sum differs from repeating the newest feature."""
+    return _combine(branch, weights, device) - _float(branch.features[0].to(device))
 
 
 def narrow(x: torch.Tensor, shape: torch.Size | None) -> torch.Tensor:
@@ -1188,15 +1195,23 @@ class Calibration:
         return np.asarray(self.response[-1, 1:])
 
     @property
+    def done(self) -> set[tuple[str, int]]:
+        """(prompt, seed) of the runs it has."""
+        return {(run.prompt, run.seed) for run in self.runs}
+
+    @functools.cached_property
     def grams(self) -> np.ndarray:
         """(runs, R, R), float64."""
         return np.stack([run.gram for run in self.runs])
 
+    def norms(self, vector: np.ndarray) -> np.ndarray:
+        """(runs,): norm of a sum of the recorded vectors, with the weights of `vector`, (R,)."""
+        return np.asarray(np.sqrt(quadratic(vector, self.grams)))
+
     @property
     def final_norms(self) -> np.ndarray:
         """(runs,): the norm of each run's final latent."""
-        vector = self.state_vector(self.num_steps)
-        return np.sqrt(np.einsum("a,rab,b->r", vector, self.grams, vector).clip(0))
+        return self.norms(self.state_vector(self.num_steps))
 
     def state_vector(self, step: int) -> np.ndarray:
         """(R,): latent x_step (of a reference run) over the Gram matrix's vectors, rebuilt from x_0 and the outputs."""
@@ -1213,9 +1228,8 @@ class Calibration:
         for step in range(1, self.num_steps):
             vector = self.state_vector(step)
             vector[first + step] -= 1
-            error = np.einsum("a,rab,b->r", vector, self.grams, vector).clip(0)
-            norm = self.grams[:, first + step, first + step]
-            worst = np.maximum(worst, np.sqrt(error / norm))
+            size = self.grams[:, first + step, first + step]
+            worst = np.maximum(worst, self.norms(vector) / np.sqrt(size))
         return worst
 
     def verified(self) -> Calibration:
@@ -1541,6 +1555,11 @@ class _Recording(Decider):
         return total.float().view(self.shape)
 
 
+def quadratic(vector: np.ndarray, grams: np.ndarray) -> np.ndarray:
+    """(runs,): squared norm of a sum of vectors, weights `vector` (n,), inner products `grams` (runs, n, n)."""
+    return np.asarray(np.einsum("a,rab,b->r", vector, grams, vector).clip(0))
+
+
 def guidance_shares(branches: Sequence[str], guidance: float | None) -> tuple[float, ...]:
     """Weights of the branches in the guided output: (g, 1 - g) of two, 1 of a single one (Ho and Salimans 2022, eq. 6).
 
@@ -1577,11 +1596,6 @@ def read_prompts(path: str | os.PathLike[str]) -> list[str]:
     if twice := sorted({p for p in prompts if prompts.count(p) > 1}):
         raise ValueError(f"prompts file {os.fspath(path)!r} has {twice[0]!r} more than once; keep each prompt once.")
     return prompts
-
-
-def known_runs(runs: Iterable[CalibratedRun]) -> set[tuple[str, int]]:
-    """The (prompt, seed) pairs that need not be run again."""
-    return {(run.prompt, run.seed) for run in runs}
 
 # ---------- stepcache.policies.fixed --------------------------------------------------------------------------------
 # What is decided before a run without any method: a plan made beforehand, or no reuse at all.

@@ -20,14 +20,14 @@ import torch
 from tqdm import tqdm
 
 from stepcache import __version__
-from stepcache.calibration import Calibration, Recorder, known_runs, read_prompts
+from stepcache.calibration import Calibration, Recorder, read_prompts
 from stepcache.generate import (
     Request,
-    check_request,
     check_writable,
     decode_latent,
     load_pipeline,
     model_defaults,
+    request_from,
     sample_latent,
 )
 from stepcache.hosts.diffusers import accelerate
@@ -67,7 +67,7 @@ def calibrate(
         ValueError: the sampler adds noise, guidance is not of that form, or `known` is of another model or setting.
     """
     recorder = Recorder(dtype, folder, lambda: pipe.scheduler)
-    calibration, done = known, known_runs(known.runs) if known else set()
+    calibration, done = known, known.done if known else set()
     for prompt, seed in runs:
         if (prompt, seed) in done:
             continue
@@ -138,12 +138,13 @@ def run(args: argparse.Namespace) -> int:
     if not (args.model and args.prompts):
         raise ValueError("give --model and --prompts, or --merge FILES.")
     prompts, seeds = read_prompts(args.prompts), read_seeds(args.seeds)
-    request = request_from(args)
+    request = request_from(args, model_defaults(args.model))
     known = Calibration.load(args.out) if Path(args.out).exists() else None
     if known is not None:
         check_same(known, request, args.out)
     pairs = [(prompt, seed) for prompt in prompts for seed in seeds]
-    todo = [pair for pair in pairs if known is None or pair not in known_runs(known.runs)]
+    done = known.done if known else set()
+    todo = [pair for pair in pairs if pair not in done]
     if known is not None:
         print(f"{args.out} has {len(known.runs)} run(s); {len(todo)} of {len(pairs)} are still to do.")
     if not todo:
@@ -174,20 +175,6 @@ def run(args: argparse.Namespace) -> int:
     print(describe(calibration))
     print(f"{len(seconds)} uncached run(s) in {sum(seconds.values()):.1f} s, {extra:.1%} on top; wrote {args.out}")
     return 0
-
-
-def request_from(args: argparse.Namespace) -> Request:
-    """What is run, without prompt and seed; sizes and guidance default to the model's."""
-    defaults = model_defaults(args.model)
-
-    def choose(name: str, otherwise: Any) -> Any:
-        given = getattr(args, name)
-        return given if given is not None else defaults.get(name, otherwise)
-
-    sizes = {name: choose(name, getattr(Request, name)) for name in ("height", "width", "num_frames")}
-    request = Request("", args.negative_prompt, args.steps, choose("guidance", 5.0), **sizes)
-    check_request(request)
-    return request
 
 
 def read_seeds(text: str) -> list[int]:

@@ -16,11 +16,12 @@ from __future__ import annotations
 import base64
 import binascii
 import copy
+import functools
 import json
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -110,15 +111,23 @@ class Calibration:
         return np.asarray(self.response[-1, 1:])
 
     @property
+    def done(self) -> set[tuple[str, int]]:
+        """(prompt, seed) of the runs it has."""
+        return {(run.prompt, run.seed) for run in self.runs}
+
+    @functools.cached_property
     def grams(self) -> np.ndarray:
         """(runs, R, R), float64."""
         return np.stack([run.gram for run in self.runs])
 
+    def norms(self, vector: np.ndarray) -> np.ndarray:
+        """(runs,): norm of a sum of the recorded vectors, with the weights of `vector`, (R,)."""
+        return np.asarray(np.sqrt(quadratic(vector, self.grams)))
+
     @property
     def final_norms(self) -> np.ndarray:
         """(runs,): the norm of each run's final latent."""
-        vector = self.state_vector(self.num_steps)
-        return np.sqrt(np.einsum("a,rab,b->r", vector, self.grams, vector).clip(0))
+        return self.norms(self.state_vector(self.num_steps))
 
     def state_vector(self, step: int) -> np.ndarray:
         """(R,): latent x_step (of a reference run) over the Gram matrix's vectors, rebuilt from x_0 and the outputs."""
@@ -135,9 +144,8 @@ class Calibration:
         for step in range(1, self.num_steps):
             vector = self.state_vector(step)
             vector[first + step] -= 1
-            error = np.einsum("a,rab,b->r", vector, self.grams, vector).clip(0)
-            norm = self.grams[:, first + step, first + step]
-            worst = np.maximum(worst, np.sqrt(error / norm))
+            size = self.grams[:, first + step, first + step]
+            worst = np.maximum(worst, self.norms(vector) / np.sqrt(size))
         return worst
 
     def verified(self) -> Calibration:
@@ -463,6 +471,11 @@ class _Recording(Decider):
         return total.float().view(self.shape)
 
 
+def quadratic(vector: np.ndarray, grams: np.ndarray) -> np.ndarray:
+    """(runs,): squared norm of a sum of vectors, weights `vector` (n,), inner products `grams` (runs, n, n)."""
+    return np.asarray(np.einsum("a,rab,b->r", vector, grams, vector).clip(0))
+
+
 def guidance_shares(branches: Sequence[str], guidance: float | None) -> tuple[float, ...]:
     """Weights of the branches in the guided output: (g, 1 - g) of two, 1 of a single one (Ho and Salimans 2022, eq. 6).
 
@@ -499,8 +512,3 @@ def read_prompts(path: str | os.PathLike[str]) -> list[str]:
     if twice := sorted({p for p in prompts if prompts.count(p) > 1}):
         raise ValueError(f"prompts file {os.fspath(path)!r} has {twice[0]!r} more than once; keep each prompt once.")
     return prompts
-
-
-def known_runs(runs: Iterable[CalibratedRun]) -> set[tuple[str, int]]:
-    """The (prompt, seed) pairs that need not be run again."""
-    return {(run.prompt, run.seed) for run in runs}

@@ -230,10 +230,23 @@ def check_writable(path: Path) -> None:
         pass
 
 
-@torch.no_grad()
-def sample_latent(pipe: Any, request: Request, **inputs: Any) -> torch.Tensor:
-    """Run the pipeline once as it stands and return the final latent, before the VAE."""
-    latent = pipe(
+def request_from(args: argparse.Namespace, defaults: dict[str, Any], prompt: str = "", seed: int = 0) -> Request:
+    """What the flags ask for, checked (ValueError); sizes and guidance default to the model's, then to Wan2.1's."""
+    names = ("guidance", "height", "width", "num_frames")
+    sizes = {name: _flag_or_default(args, defaults, name, getattr(Request, name)) for name in names}
+    request = Request(prompt, args.negative_prompt, args.steps, seed=seed, **sizes)
+    check_request(request)
+    return request
+
+
+def _flag_or_default(args: argparse.Namespace, defaults: dict[str, Any], name: str, otherwise: Any) -> Any:
+    given = getattr(args, name)
+    return defaults.get(name, otherwise) if given is None else given
+
+
+def _call(pipe: Any, request: Request, output_type: str, **inputs: Any) -> Any:
+    """What the pipeline, run once as it stands, returns as frames."""
+    return pipe(
         prompt=request.prompt,
         negative_prompt=request.negative_prompt or None,
         num_inference_steps=request.steps,
@@ -242,10 +255,14 @@ def sample_latent(pipe: Any, request: Request, **inputs: Any) -> torch.Tensor:
         width=request.width,
         num_frames=request.num_frames,
         generator=torch.Generator("cpu").manual_seed(request.seed),
-        output_type="latent",
+        output_type=output_type,
         **inputs,
     ).frames
-    return torch.as_tensor(latent)
+
+
+def sample_latent(pipe: Any, request: Request, **inputs: Any) -> torch.Tensor:
+    """Run the pipeline once as it stands and return the final latent, before the VAE."""
+    return torch.as_tensor(_call(pipe, request, "latent", **inputs))
 
 
 @torch.no_grad()
@@ -257,6 +274,10 @@ def decode_latent(pipe: Any, latent: torch.Tensor) -> np.ndarray:
     std = torch.tensor(vae.config.latents_std).view(1, -1, 1, 1, 1).to(latent)
     video = vae.decode(latent * std + mean, return_dict=False)[0]
     frames = pipe.video_processor.postprocess_video(video, output_type="np")[0]
+    return _rounded(frames)
+
+
+def _rounded(frames: np.ndarray) -> np.ndarray:
     return np.asarray((np.clip(frames, 0, 1) * 255).round().astype(np.uint8))
 
 
@@ -268,21 +289,9 @@ def generate(
     Returns:
         frames [T, H, W, 3] uint8, and what the run did.
     """
-    generator = torch.Generator("cpu").manual_seed(request.seed)
     with accelerate(pipe, policy, cache_device=cache_device) as accelerated:
-        frames = pipe(
-            prompt=request.prompt,
-            negative_prompt=request.negative_prompt or None,
-            num_inference_steps=request.steps,
-            guidance_scale=request.guidance,
-            height=request.height,
-            width=request.width,
-            num_frames=request.num_frames,
-            generator=generator,
-            output_type="np",
-            **inputs,
-        ).frames[0]
-    return (np.clip(frames, 0, 1) * 255).round().astype(np.uint8), accelerated.summary()
+        frames = _call(pipe, request, "np", **inputs)[0]
+    return _rounded(frames), accelerated.summary()
 
 
 def record(model: str, pipe: Any, request: Request, args: argparse.Namespace, summary: RunSummary) -> dict[str, Any]:
@@ -329,15 +338,8 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--output is {args.output!r}; expected a name ending in .mp4, .mkv or .npy.")
     policy = policy_from(args)
     defaults = model_defaults(args.model)
-
-    def choose(name: str, otherwise: Any) -> Any:
-        given = getattr(args, name)
-        return given if given is not None else defaults.get(name, otherwise)
-
-    sizes = {name: choose(name, getattr(Request, name)) for name in ("height", "width", "num_frames")}
-    request = Request(args.prompt, args.negative_prompt, args.steps, choose("guidance", 5.0), args.seed, **sizes)
-    check_request(request)
-    fps = float(choose("fps", 16.0))
+    request = request_from(args, defaults, args.prompt, args.seed)
+    fps = float(_flag_or_default(args, defaults, "fps", 16.0))
     if not fps > 0:
         raise ValueError(f"--fps is {fps}; expected a number above 0.")
     for target in filter(None, (args.output, args.magcache_ratios if args.magcache_calibration else None)):

@@ -1,7 +1,7 @@
 """Best paths through a graph of steps: from the first step to the last, with exactly B computed steps.
 
 Nodes are steps; an edge i -> j means that i and j are computed and all between them are predicted. LeMiCa
-(arXiv 2511.00090, section 3.3) asks for the path whose edge weights, sorted from the largest down, are
+(arXiv 2511.00090) asks for the path whose edge weights, sorted from the largest down, are
 lexicographically smallest; other objectives add weights, or powers of them.
 
 All objectives are one dynamic programme over (computed steps so far, last node): a path's cost is a sum in an ordered

@@ -262,6 +262,11 @@ class Plan:
         weights = first_order(self.computed, self.num_steps)
         return replace(self, method="checked", weights=weights, check=check or Check())
 
+    def extrapolated(self) -> Plan:
+        """The same schedule with first-order extrapolation of the reused steps and no check, method "static"."""
+        weights = tuple((k, w) for k, w in first_order(self.computed, self.num_steps) if k not in self.computed)
+        return replace(self, method="static", weights=weights, check=None)
+
     def to_json(self) -> str:
         """JSON text with the schema's name and version inside; `Plan.from_json` reads it back equal."""
         return json.dumps({"schema": SCHEMA, "version": SCHEMA_VERSION, **asdict(self)}, indent=1) + "\n"

@@ -15,18 +15,18 @@ from typing import Literal
 
 import numpy as np
 
-from stepcache.calibration import Calibration
+from stepcache.calibration import Calibration, quadratic
 from stepcache.paths import Edges, Objective, best_path, best_path_with_memory
 from stepcache.plan import Check, Plan
 from stepcache.policies.magcache import Ratios
 
-Method = Literal["checked", "lemica"]
 Mode = Literal["checked", "static", "reuse"]
 LONGEST_GAP = 12
-"""Steps from one computed step to the next, at most; published schedules stay below 11 (papers.md, section 1)."""
+"""Steps from one computed step to the next, at most; no published schedule of `published/lemica.py` jumps more."""
 GUIDANCE_MARGIN = 0.3
 """A plan may be used at guidance scales this share below and above the calibrated one."""
 RIDGE = 1e-2
+"""Pull towards plain reuse in `fit`, in units of the mean squared norm of the sources."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,9 @@ def fit(
         raise ValueError(f"sources are {list(rows)}; expected steps before {step}, newest first.")
     if ridge < 0:
         raise ValueError(f"ridge is {ridge}; expected 0 or more.")
-    vectors, targets = [], []
-    for b in range(len(calibration.branches)):
-        first = b * calibration.num_steps
-        vectors.append(_basis(calibration, [[(first + k, 1.0)] for k in rows], latent, step, rows[0]))
-        targets.append(_unit(calibration, first + step))
+    branches = range(len(calibration.branches))
+    vectors = [_features(calibration, b, rows, step, latent) for b in branches]
+    targets = [_features(calibration, b, (step,), step, False)[0] for b in branches]
     grams = calibration.grams
     normal = sum(np.einsum("ia,rab,jb->ij", v, grams, v) for v in vectors)
     right = sum(np.einsum("ia,rab,b->i", v, grams, t) for v, t in zip(vectors, targets, strict=True))
@@ -79,42 +77,29 @@ def fit(
     penalty = ridge * np.trace(normal[: len(rows), : len(rows)]) / len(rows)
     damped = normal + penalty * np.eye(len(right))
     solution = np.linalg.lstsq(damped, right + penalty * reuse, rcond=None)[0]
-    error = sum(_quadratic(solution @ v - t, grams) for v, t in zip(vectors, targets, strict=True))
-    size = sum(_quadratic(t, grams) for t in targets)
+    error = sum(quadratic(solution @ v - t, grams) for v, t in zip(vectors, targets, strict=True))
+    size = sum(quadratic(t, grams) for t in targets)
     weights, rest = solution[: len(rows)], solution[len(rows) :]
     return Fit(step, rows, tuple(map(float, weights)), float(rest[0]) if latent else 0.0, np.sqrt(error / size))
 
 
-def _unit(calibration: Calibration, row: int) -> np.ndarray:
-    vector = np.zeros(calibration.num_steps * (len(calibration.branches) + 1))
-    vector[row] = 1.0
-    return vector
-
-
-def _basis(
-    calibration: Calibration, rows: list[list[tuple[int, float]]], latent: bool, step: int, newest: int
-) -> np.ndarray:
-    first = len(calibration.branches) * calibration.num_steps
+def _features(calibration: Calibration, b: int, rows: Sequence[int], step: int, latent: bool) -> np.ndarray:
+    """What predicts branch b at `step`, one row each over the recorded vectors: outputs, and the latent's change."""
+    steps = calibration.num_steps
+    latents = len(calibration.branches) * steps
+    vectors = np.zeros((len(rows) + latent, latents + steps))
+    vectors[range(len(rows)), [b * steps + k for k in rows]] = 1.0
     if latent:
-        rows = [*rows, [(first + step, 1.0), (first + newest, -1.0)]]
-    vectors = np.zeros((len(rows), first + calibration.num_steps))
-    for i, entries in enumerate(rows):
-        for row, value in entries:
-            vectors[i, row] = value
+        vectors[-1, latents + step], vectors[-1, latents + rows[0]] = 1.0, -1.0
     return vectors
-
-
-def _quadratic(vector: np.ndarray, grams: np.ndarray) -> np.ndarray:
-    return np.asarray(np.einsum("a,rab,b->r", vector, grams, vector).clip(0))
 
 
 def step_errors(calibration: Calibration, plan: Plan) -> np.ndarray:
     """(S, runs): norm of the error a plan makes in each step's guided output over the norm of that output."""
     errors = np.zeros((calibration.num_steps, len(calibration.runs)))
     for step, weights in _reused(plan):
-        vector = _shares(calibration, _missed(plan, step, weights))
-        truth = _shares(calibration, {step: 1.0})
-        errors[step] = np.sqrt(_quadratic(vector, calibration.grams) / _quadratic(truth, calibration.grams))
+        missed = _shares(calibration, _missed(plan, step, weights))
+        errors[step] = calibration.norms(missed) / calibration.norms(_shares(calibration, {step: 1.0}))
     return errors
 
 
@@ -126,7 +111,7 @@ def plan_error(calibration: Calibration, plan: Plan) -> np.ndarray:
     """
     if plan.num_steps != calibration.num_steps:
         raise ValueError(f"the plan has {plan.num_steps} steps, the calibration {calibration.num_steps}.")
-    return np.asarray(np.sqrt(_quadratic(final_error(calibration, plan), calibration.grams)) / calibration.final_norms)
+    return np.asarray(calibration.norms(final_error(calibration, plan)) / calibration.final_norms)
 
 
 def final_error(calibration: Calibration, plan: Plan) -> np.ndarray:
@@ -161,7 +146,7 @@ def gram_edges(calibration: Calibration, longest: int = LONGEST_GAP) -> dict[tup
     """LeMiCa's graph in closed form: (i, j) -> change of the final latent when the steps between repeat output i.
 
     The mean over runs of the root mean square change of an entry; LeMiCa measures the mean absolute change in a run
-    where later outputs answer to it (arXiv 2511.00090, equation 5; `replay.measured_edges`).
+    where later outputs answer to it (arXiv 2511.00090; `replay.measured_edges`).
     """
     steps, edges = calibration.num_steps, {}
     size = math.sqrt(math.prod(calibration.size))
@@ -175,7 +160,7 @@ def gram_edges(calibration: Calibration, longest: int = LONGEST_GAP) -> dict[tup
             if j > i + 1:
                 vector[0] += calibration.influence[j - 1]
                 vector[j - 1 - i] -= calibration.influence[j - 1]
-            edges[i, j] = float(np.sqrt(_quadratic(vector, inner)).mean() / size)
+            edges[i, j] = float(np.sqrt(quadratic(vector, inner)).mean() / size)
     return edges
 
 
@@ -209,6 +194,7 @@ def plan_checked(
     power: float = 2.0,
     longest: int = LONGEST_GAP,
     check: Check | None = None,
+    graph: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Plan:
     """Our plan: the schedule whose extrapolated gaps disturb the final latent least.
 
@@ -224,18 +210,18 @@ def plan_checked(
         power: exponent of a gap's cost.
         longest: most steps from one computed step to the next.
         check: settings of the self-check.
+        graph: what `gap_costs` gave for these settings, for whoever plans many budgets.
 
     Raises:
         ValueError: no schedule of this budget; the sentence names the smallest and largest.
     """
-    first, costs = gap_costs(calibration, sensitivity, power, longest, extrapolate=mode != "reuse")
+    first, costs = graph or gap_costs(calibration, sensitivity, power, longest, extrapolate=mode != "reuse")
     computed = best_path_with_memory(first, costs, budget)
     plan = Plan(calibration.num_steps, computed, mode)
-    if mode != "reuse":
+    if mode == "checked":
         plan = plan.checked(check)
-    if mode == "static":
-        rows = tuple((k, w) for k, w in plan.weights if k not in computed)
-        plan = replace(plan, method="static", check=None, weights=rows)
+    elif mode == "static":
+        plan = plan.extrapolated()
     return _finished(calibration, plan)
 
 

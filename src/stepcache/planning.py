@@ -21,10 +21,10 @@ import torch
 from tqdm import tqdm
 
 from stepcache.calibration import Calibration
-from stepcache.generate import Request, check_writable, load_pipeline, model_defaults, sample_latent
+from stepcache.generate import check_writable, load_pipeline, model_defaults, request_from, sample_latent
 from stepcache.paths import OBJECTIVES
 from stepcache.plan import BASES, BOUNDARIES, Check, Plan
-from stepcache.planner import LONGEST_GAP, gram_edges, plan_checked, plan_error, plan_lemica
+from stepcache.planner import LONGEST_GAP, gap_costs, gram_edges, plan_checked, plan_error, plan_lemica
 from stepcache.policies.checked import Checked
 from stepcache.refine import load_trials, refine, save_trials
 from stepcache.replay import MeasuredEdges, measured_edges, rank_agreement, replays
@@ -46,12 +46,12 @@ class Forecast:
     plan: Plan
 
 
-def forecasts(calibration: Calibration, budgets: list[int] | None = None, mode: str = "checked") -> list[Forecast]:
+def forecasts(calibration: Calibration) -> list[Forecast]:
     """The trade-off curve error(B), for every budget that has a plan."""
-    found = []
-    for budget in budgets or range(3, calibration.num_steps + 1):
+    found, graph = [], gap_costs(calibration)
+    for budget in range(3, calibration.num_steps + 1):
         try:
-            plan = plan_checked(calibration, budget, mode=mode)  # type: ignore[arg-type]
+            plan = plan_checked(calibration, budget, graph=graph)
         except ValueError:
             continue
         error = float(plan_error(calibration, plan).mean())
@@ -115,7 +115,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="extrapolation under the self-check (default), extrapolation alone, or plain reuse",
     )
     group.add_argument("--bands", default=None, help="edges of the self-check's mean filters, such as 11,5 (default 5)")
-    group.add_argument("--basis", choices=BASES, help="what the self-check has gains for (default branch)")
+    group.add_argument("--basis", choices=BASES, help="what the self-check has gains for (default guidance)")
     group.add_argument(
         "--refine",
         type=int,
@@ -245,10 +245,9 @@ def runner(args: argparse.Namespace, calibration: Calibration) -> tuple[Any, Cal
     """The calibrated model's pipeline, and a function that runs it as it was calibrated."""
     if not args.model:
         raise ValueError("this needs --model, the model that was calibrated.")
-    defaults = model_defaults(args.model)
-    sizes = {n: getattr(args, n) or defaults.get(n, getattr(Request, n)) for n in ("height", "width", "num_frames")}
     guidance = 1.0 if calibration.guidance is None else calibration.guidance
-    request = Request("", args.negative_prompt, calibration.num_steps, guidance, **sizes)
+    flags = argparse.Namespace(**{**vars(args), "steps": calibration.num_steps, "guidance": guidance})
+    request = request_from(flags, model_defaults(args.model))
     pipe = load_pipeline(args.model, args.device, args.dtype)
     pipe.set_progress_bar_config(disable=True)
     return pipe, lambda prompt, seed: sample_latent(pipe, replace(request, prompt=prompt, seed=seed))
@@ -286,7 +285,8 @@ def replayed(args: argparse.Namespace, calibration: Calibration) -> MeasuredEdge
         if (known.boundary, known.longest) != (args.boundary, args.longest):
             raise ValueError(f"{path} is of boundary {known.boundary}, longest {known.longest}; choose another --out.")
     pairs = [(r.prompt, r.seed) for r in calibration.runs][: args.replay_runs]
-    todo = [p for p in pairs if known is None or p not in {(q, s) for q, s, _ in known.runs}]
+    done = known.done if known else set()
+    todo = [pair for pair in pairs if pair not in done]
     if not todo and known is not None:
         return known
     pipe, sample = runner(args, calibration)

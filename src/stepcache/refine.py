@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from stepcache.hosts.diffusers import accelerate
-from stepcache.plan import Plan, first_order, parse_document, read_text, write_atomically
+from stepcache.plan import Plan, parse_document, read_text, write_atomically
 
 REFINEMENT_SCHEMA, REFINEMENT_VERSION = "stepcache.refinement", 1
 
@@ -45,7 +45,6 @@ def refine(
     sample: Callable[[str, int], torch.Tensor],
     trials: int,
     *,
-    starts: tuple[Plan, ...] = (),
     known: tuple[Trial, ...] = (),
     save: Callable[[tuple[Trial, ...]], None] | None = None,
     progress: Callable[[int], Any] | None = None,
@@ -59,7 +58,6 @@ def refine(
         sample: runs the pipeline once and returns the final latent.
         trials: how many schedules are tried, each on all prompts, known ones counted; the search ends earlier if no
             neighbour is better.
-        starts: other plans of the same budget that are tried first.
         known: trials of an earlier search, not run again.
         save: called with all trials after each.
         progress: called with 1 after every new trial.
@@ -90,9 +88,9 @@ def refine(
             progress(1)
         return done[computed]
 
-    first = [trial for p in (plan, *starts) if (trial := attempt(p.computed)) is not None]
-    best = max(first, key=lambda trial: trial.score)
-    better: Trial | None = best
+    better = best = attempt(plan.computed)
+    if best is None:
+        raise ValueError(f"the {len(done)} known trials leave no room to try the plan itself; ask for more than that.")
     while better is not None:
         best = better
         candidates = map(attempt, neighbours(best.computed, plan.num_steps))
@@ -111,10 +109,12 @@ def neighbours(computed: tuple[int, ...], num_steps: int) -> Iterator[tuple[int,
 
 def rescheduled(plan: Plan, computed: tuple[int, ...]) -> Plan:
     """The plan on another schedule, with first-order weights where it has a check or weights."""
-    weights = first_order(computed, plan.num_steps) if plan.check or plan.weights else ()
-    if plan.check is None:
-        weights = tuple((k, w) for k, w in weights if k not in computed)
-    return replace(plan, computed=computed, weights=weights, errors=(), figures=())
+    bare = replace(plan, computed=computed, weights=(), check=None, errors=(), figures=())
+    if plan.check is not None:
+        bare = bare.checked(plan.check)
+    elif plan.weights:
+        bare = bare.extrapolated()
+    return replace(bare, method=plan.method)
 
 
 def _measured(plan: Plan, trial: Trial) -> Plan:

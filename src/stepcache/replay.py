@@ -1,4 +1,4 @@
-"""LeMiCa's graph measured: run on from a stored state with one segment reused (arXiv 2511.00090, section 3.2).
+"""LeMiCa's graph measured: run on from a stored state with one segment reused (arXiv 2511.00090).
 
 Edge i -> j weighs the mean absolute change of the final latent when the steps between i and j repeat what step i gave,
 and all others are computed. The uncached run is recorded once; up to j - 1 a replay takes its outputs from the record,
@@ -43,6 +43,11 @@ class MeasuredEdges:
     boundary: Boundary
     longest: int
     runs: tuple[tuple[str, int, tuple[tuple[int, int, float], ...]], ...] = ()
+
+    @property
+    def done(self) -> set[tuple[str, int]]:
+        """(prompt, seed) of the runs it has."""
+        return {(prompt, seed) for prompt, seed, _ in self.runs}
 
     def mean(self) -> dict[tuple[int, int], float]:
         """(i, j) -> weight, the mean over runs."""
@@ -152,7 +157,7 @@ def measured_edges(
     recorder = Recorder(folder=folder, scheduler=None)
     edges, replay = known, Replay(recorder, boundary)
     for prompt, seed in runs:
-        if edges is not None and (prompt, seed) in {(p, s) for p, s, _ in edges.runs}:
+        if edges is not None and (prompt, seed) in edges.done:
             continue
         with accelerate(pipe, recorder):
             truth = sample(prompt, seed).float()

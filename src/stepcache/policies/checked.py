@@ -1,6 +1,6 @@
 """Checked: first-order extrapolation of the transformer's output, believed as far as a self-check bears it out.
 
-Extrapolating the output through the last two computed ones loses 4 to 8 dB less than repeating it, but on some prompts
+Extrapolating the output through the last two computed ones is closer than repeating it on some prompts; on others
 multistep samplers become unstable under it. The self-check (`stepcache.selfcheck`) measures at every computed step how
 much of the predicted change came true and damps the next predictions accordingly, at no extra evaluation.
 
