@@ -3,6 +3,9 @@
     python bench/methods.py --out bench/methods.json            about an hour on two cores; resumes
     python bench/methods.py --out bench/methods.json --table    print the tables only
 
+Another guidance scale, step count, shift or size asks whether a plan carries over: rivals are tuned there
+(`--calibration`), our plan comes from elsewhere (`--plan-calibration`).
+
 One process, one machine, the same prompts, seeds and noise for all; PSNR of decoded frames against the uncached run.
 What is tuned or planned has seen eight calibration prompts and their seeds only; the evaluation prompts are others.
 Plans run in batches (their decisions do not depend on data; every sample has gains of its own), methods that decide
@@ -20,7 +23,8 @@ import random
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +44,13 @@ from stepcache.calibration import Calibration  # noqa: E402
 from stepcache.generate import load_pipeline  # noqa: E402
 from stepcache.hosts.diffusers import _trajectory, accelerate  # noqa: E402
 from stepcache.metrics import psnr  # noqa: E402
-from stepcache.plan import write_atomically  # noqa: E402
+from stepcache.plan import Check, spread, write_atomically  # noqa: E402
 from stepcache.planner import gram_edges, magcache_ratios, plan_checked, plan_lemica  # noqa: E402
 from stepcache.policies.taylorseer import taylor_weights  # noqa: E402
 from stepcache.replay import MeasuredEdges  # noqa: E402
 
 MODEL = ROOT / "assets" / "tiny-wan"
-STEPS, BATCH = 50, 16
+BATCH = 16
 CALIBRATION_SEED, EVALUATION_SEED = 5000, 9000
 WAN = "wan2.1-t2v-1.3B"
 
@@ -61,23 +65,32 @@ def prompts(count: int, name: str, held_out: bool) -> list[str]:
     return found
 
 
+@dataclass(frozen=True)
+class Setting:
+    """How clips are made: steps, guidance scale, edge in pixels."""
+
+    steps: int = 50
+    guidance: float = 5.0
+    size: int = SIZE
+
+
 @dataclass
 class Bench:
     """A pipeline, its prompts, and what uncached runs of them gave."""
 
     pipe: Any
-    guidance: float
+    setting: Setting
     texts: list[str]
     seeds: list[int]
     frames: list[np.ndarray]
 
-    def run(self, policy: Policy | Plan, steps: int = STEPS, alone: bool = False) -> list[dict[str, Any]]:
+    def run(self, policy: Policy | Plan, steps: int | None = None, alone: bool = False) -> list[dict[str, Any]]:
         """Run all prompts under a policy: computed steps and PSNR (mean over frames) of each."""
         rows: list[dict[str, Any]] = []
-        size = 1 if alone else BATCH
+        size, setting = 1 if alone else BATCH, replace(self.setting, steps=steps or self.setting.steps)
         for i in range(0, len(self.texts), size):
             with accelerate(self.pipe, policy) as run:
-                clips = sample(self.pipe, self.texts[i : i + size], self.seeds[i : i + size], self.guidance, steps)
+                clips = sample(self.pipe, self.texts[i : i + size], self.seeds[i : i + size], setting)
             computed = len(run.summary().computed)
             for clip, truth in zip(clips, self.frames[i : i + size], strict=True):
                 rows.append({"computed": computed, "psnr": float(psnr(truth, clip).mean())})
@@ -85,49 +98,49 @@ class Bench:
 
 
 @torch.no_grad()
-def sample(pipe: Any, texts: list[str], seeds: list[int], guidance: float, steps: int) -> list[np.ndarray]:
+def sample(pipe: Any, texts: list[str], seeds: list[int], setting: Setting) -> list[np.ndarray]:
     """Clips, float32 [T, H, W, 3] in [0, 1]."""
     videos = pipe(
         prompt=texts,
-        height=SIZE,
-        width=SIZE,
+        height=setting.size,
+        width=setting.size,
         num_frames=FRAMES,
-        num_inference_steps=steps,
-        guidance_scale=guidance,
+        num_inference_steps=setting.steps,
+        guidance_scale=setting.guidance,
         generator=[torch.Generator().manual_seed(seed) for seed in seeds],
         output_type="np",
     ).frames
     return [np.clip(video, 0, 1).astype(np.float32) for video in videos]
 
 
-def prepared(pipe: Any, texts: list[str], first_seed: int, guidance: float) -> Bench:
+def prepared(pipe: Any, texts: list[str], first_seed: int, setting: Setting) -> Bench:
     """Uncached clips of the prompts."""
     seeds = [first_seed + i for i in range(len(texts))]
     frames: list[np.ndarray] = []
     for i in range(0, len(texts), BATCH):
-        frames += sample(pipe, texts[i : i + BATCH], seeds[i : i + BATCH], guidance, STEPS)
-    return Bench(pipe, guidance, texts, seeds, frames)
+        frames += sample(pipe, texts[i : i + BATCH], seeds[i : i + BATCH], setting)
+    return Bench(pipe, setting, texts, seeds, frames)
 
 
-class OnGrid:
-    """The sampler of a pipeline on some of its 50 noise levels instead of fewer levels of its own."""
+def on_grid(scheduler: Any, computed: tuple[int, ...], steps: int) -> Any:
+    """A sampler on the noise levels of the computed steps, instead of as many levels of its own."""
+    sampler = copy.deepcopy(scheduler)
+    original = sampler.set_timesteps
 
-    def __init__(self, scheduler: Any, computed: tuple[int, ...]) -> None:
-        self.scheduler, self.computed = scheduler, computed
+    def set_timesteps(num_inference_steps: int, *args: Any, **kwargs: Any) -> None:
+        original(steps, *args, **kwargs)
+        sampler.sigmas = sampler.sigmas[[*computed, steps]]
+        sampler.timesteps = sampler.timesteps[list(computed)]
+        sampler.num_inference_steps = len(computed)
 
-    def made(self) -> Any:
-        """A scheduler whose `set_timesteps` keeps only the computed steps' levels."""
-        sampler = copy.deepcopy(self.scheduler)
-        original, computed = sampler.set_timesteps, list(self.computed)
+    sampler.set_timesteps = set_timesteps
+    return sampler
 
-        def set_timesteps(num_inference_steps: int, *args: Any, **kwargs: Any) -> None:
-            original(STEPS, *args, **kwargs)
-            sampler.sigmas = sampler.sigmas[[*computed, STEPS]]
-            sampler.timesteps = sampler.timesteps[computed]
-            sampler.num_inference_steps = len(computed)
 
-        sampler.set_timesteps = set_timesteps
-        return sampler
+def anywhere(plan: Plan) -> Plan:
+    """The plan without what it was made for: here it is asked what it does elsewhere."""
+    free = replace(plan, model=None, timesteps=None, shift=None, scheduler=None)
+    return replace(free, guidance=None, guidance_range=None)
 
 
 def extrapolated(plan: Plan, order: int) -> Plan:
@@ -145,7 +158,38 @@ class Methods:
     evaluation: Bench
     tuning: Bench
     calibration: Calibration
+    plans_from: Calibration
     edges: dict[str, MeasuredEdges]
+    _trials: dict[tuple[int, int], tuple[float, float]] = field(default_factory=dict)
+
+    @property
+    def steps(self) -> int:
+        """Steps of the runs."""
+        return self.evaluation.setting.steps
+
+    def checked(self, budget: int, runs: int | None = None, through: str = "position", **settings: Any) -> Plan:
+        """Our plan, from the first `runs` of its calibration; brought to this run's steps if it is of others."""
+        source = replace(self.plans_from, runs=self.plans_from.runs[:runs])
+        planned = round(budget * source.num_steps / self.steps)
+        plan = plan_checked(source, planned, **settings)
+        if through == "sigma":
+            plan = replace(plan, computed=self._at_levels(plan), weights=(), errors=()).checked(plan.check)
+        elif (plan.num_steps, plan.budget) != (self.steps, budget):
+            plan = plan.resampled(self.steps, budget)
+        return anywhere(plan)
+
+    def _at_levels(self, plan: Plan) -> tuple[int, ...]:
+        """The steps of this run whose noise levels are nearest the plan's computed ones."""
+        pipe = self.evaluation.pipe
+        pipe.scheduler.set_timesteps(self.steps)
+        here = pipe.scheduler.timesteps.numpy()
+        wanted = [float(np.abs(here - (plan.timesteps or ())[k]).argmin()) for k in plan.computed]
+        return spread(wanted, self.steps)
+
+    def refined(self, budget: int) -> Plan | None:
+        """What `stepcache plan --refine` made on the calibration prompts; see docs/planning.md."""
+        path = MODEL / "plans" / f"checked-{budget}.json"
+        return anywhere(Plan.load(path)) if path.exists() else None
 
     def fewer_steps(self, budget: int) -> list[dict[str, Any]]:
         """The same sampler with B steps."""
@@ -155,22 +199,22 @@ class Methods:
         """The sampler on the levels LeMiCa (exact, this model) computes."""
         pipe, computed = self.evaluation.pipe, self.lemica_exact(budget).computed
         before = pipe.scheduler
-        pipe.scheduler = OnGrid(before, computed).made()
+        pipe.scheduler = on_grid(before, computed, self.steps)
         try:
             return self.evaluation.run(Off(), budget)
         finally:
             pipe.scheduler = before
 
-    def lemica_exact(self, budget: int, boundary: str = "output") -> Plan:
-        """LeMiCa as published, on this model: measured edges, lexicographic minimax."""
+    def lemica_exact(self, budget: int, boundary: str = "output", **settings: Any) -> Plan:
+        """LeMiCa as published, on this model: measured edges (else in closed form), lexicographic minimax."""
         edges = self.edges.get(boundary)
         weights = edges.mean() if edges else gram_edges(self.calibration)
-        return replace(plan_lemica(self.calibration, budget, weights), boundary=boundary)  # type: ignore[arg-type]
+        return replace(anywhere(plan_lemica(self.calibration, budget, weights, **settings)), boundary=boundary)  # type: ignore[arg-type]
 
     def published(self, budget: int) -> Plan | None:
         """LeMiCa's published list for Wan2.1, where there is one."""
         try:
-            return replace(LeMiCa(budget).plan(WAN, STEPS), model=None)
+            return anywhere(LeMiCa(budget).plan(WAN, self.steps))
         except ValueError:
             return None
 
@@ -182,50 +226,59 @@ class Methods:
                 for thresh in np.geomspace(1e-3, 3, 120):
                     plan = MagCache(float(thresh), k, retention, ratios=ratios).plan()
                     if plan.budget == budget:
-                        candidates[plan.computed] = replace(plan, model=None)
+                        candidates[plan.computed] = anywhere(plan)
         return self._best(list(candidates.values()))
 
     def teacache(self, budget: int) -> list[dict[str, Any]]:
         """Own polynomials (degree 4, as the authors fit them); the best setting that hits the budget."""
         pipe = self.evaluation.pipe
-        pipe.scheduler.set_timesteps(STEPS)
-        run = replace(_trajectory(pipe, pipe.scheduler, pipe.scheduler.timesteps), num_steps=STEPS)
+        pipe.scheduler.set_timesteps(self.steps)
+        run = replace(_trajectory(pipe, pipe.scheduler, pipe.scheduler.timesteps), num_steps=self.steps)
         candidates = {}
         for ret in (False, True):
             coefficients = self._polynomial(run, 1 if ret else 0)
             for thresh in np.geomspace(1e-3, 10, 300):
                 plan = TeaCache(float(thresh), ret, coefficients=coefficients).plan(run)
                 if plan.budget == budget:
-                    candidates[plan.computed] = replace(plan, model=None)
+                    candidates[plan.computed] = anywhere(plan)
         return self._best(list(candidates.values()))
 
     def _polynomial(self, run: Any, which: int) -> tuple[float, ...]:
         m = [run.modulation(t)[which].float() for t in run.timesteps]
         moved = [float((b - a).abs().mean() / a.abs().mean()) for a, b in itertools.pairwise(m)]
-        gram = self.calibration.grams[:, :STEPS, :STEPS]  # the conditional branch
+        gram = self.calibration.grams[:, : self.steps, : self.steps]  # the conditional branch
         size = np.diagonal(gram, axis1=1, axis2=2)
         change = size[:, 1:] + size[:, :-1] - 2 * np.diagonal(gram, 1, axis1=1, axis2=2)
         relative = np.sqrt(change.clip(0) / size[:, :-1]).mean(0)
         return tuple(float(c) for c in np.polyfit(moved, relative, 4))
 
     def easycache(self, budget: int) -> list[dict[str, Any]]:
-        """The threshold whose mean count on the calibration prompts is nearest the budget; best of three ret_steps."""
+        """The threshold whose mean count on the calibration prompts is nearest the budget; best of three ret_steps.
+
+        Thresholds lie on a grid of 4 %, so that budgets share the trials.
+        """
         best: tuple[float, EasyCache] | None = None
-        for ret_steps in (10, 5, 3):
-            if ret_steps >= budget - 1:
-                continue
-            low, high = 1e-3, 5.0
-            for _ in range(9):
-                middle = float(np.sqrt(low * high))
-                rows = self.tuning.run(EasyCache(middle, ret_steps), alone=True)
-                count = float(np.mean([r["computed"] for r in rows]))
+        for ret_steps in (r for r in (10, 5, 3) if r < budget - 1):
+            low, high = 0, len(self._thresholds) - 1
+            while high - low > 1:
+                middle = (low + high) // 2
+                count, quality = self._tried(ret_steps, middle)
                 low, high = (middle, high) if count > budget else (low, middle)
-                quality = float(np.mean([r["psnr"] for r in rows]))
                 if abs(count - budget) <= 0.7 and (best is None or quality > best[0]):
-                    best = (quality, EasyCache(middle, ret_steps))
-        if best is None:
-            return []
-        return self.evaluation.run(best[1], alone=True)
+                    best = (quality, EasyCache(self._thresholds[middle], ret_steps))
+        return self.evaluation.run(best[1], alone=True) if best else []
+
+    @cached_property
+    def _thresholds(self) -> list[float]:
+        return [float(t) for t in np.geomspace(1e-3, 5, 218)]
+
+    def _tried(self, ret_steps: int, index: int) -> tuple[float, float]:
+        """Mean computed steps and PSNR of EasyCache on the calibration prompts."""
+        if (ret_steps, index) not in self._trials:
+            rows = self.tuning.run(EasyCache(self._thresholds[index], ret_steps), alone=True)
+            found = float(np.mean([r["computed"] for r in rows])), float(np.mean([r["psnr"] for r in rows]))
+            self._trials[ret_steps, index] = found
+        return self._trials[ret_steps, index]
 
     def _best(self, plans: list[Plan]) -> list[dict[str, Any]]:
         if not plans:
@@ -253,12 +306,30 @@ METHODS: dict[str, Method] = {
     "MagCache": Methods.magcache,
     "TeaCache": Methods.teacache,
     "EasyCache": Methods.easycache,
-    "TaylorSeer order 1": _planned(lambda m, b: extrapolated(Uniform(b).plan(STEPS), 1)),
-    "TaylorSeer order 2": _planned(lambda m, b: extrapolated(Uniform(b).plan(STEPS), 2)),
+    "TaylorSeer order 1": _planned(lambda m, b: extrapolated(Uniform(b).plan(m.steps), 1)),
+    "TaylorSeer order 2": _planned(lambda m, b: extrapolated(Uniform(b).plan(m.steps), 2)),
     "checked on uniform": _planned(lambda m, b: Checked(b)),
     "checked on LeMiCa published": _planned(lambda m, b: None if (p := m.published(b)) is None else p.checked()),
-    "checked": _planned(lambda m, b: plan_checked(m.calibration, b)),
+    "checked": _planned(lambda m, b: m.checked(b)),
+    "checked refined": _planned(lambda m, b: m.refined(b)),
 }
+VARIANTS: dict[str, Method] = {
+    "planned reuse": _planned(lambda m, b: m.checked(b, mode="reuse")),
+    "planned static": _planned(lambda m, b: m.checked(b, mode="static")),
+    "checked from 4 runs": _planned(lambda m, b: m.checked(b, 4)),
+    "checked from 2 runs": _planned(lambda m, b: m.checked(b, 2)),
+    "checked from 1 run": _planned(lambda m, b: m.checked(b, 1)),
+    "checked by branch": _planned(lambda m, b: m.checked(b, check=Check(basis="branch"))),
+    "checked one band": _planned(lambda m, b: m.checked(b, check=Check(bands=()))),
+    "checked three bands": _planned(lambda m, b: m.checked(b, check=Check(bands=(11, 5)))),
+    "checked costs to the first power": _planned(lambda m, b: m.checked(b, power=1.0)),
+    "checked costs to the fourth power": _planned(lambda m, b: m.checked(b, power=4.0)),
+    "checked through sigma": _planned(lambda m, b: m.checked(b, through="sigma")),
+    "LeMiCa closed form": _planned(lambda m, b: anywhere(plan_lemica(m.calibration, b, gram_edges(m.calibration)))),
+    "LeMiCa exact sum": _planned(lambda m, b: m.lemica_exact(b, objective="sum")),
+    "LeMiCa exact power": _planned(lambda m, b: m.lemica_exact(b, objective="power")),
+}
+"""Other choices in the methods above, run when they are named (--only)."""
 
 
 def tables(results: dict[str, Any]) -> str:
@@ -279,6 +350,26 @@ def tables(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def prepared_methods(args: argparse.Namespace) -> Methods:
+    """Pipeline, uncached clips, and what was calibrated."""
+    pipe = load_pipeline(str(MODEL), "cpu")
+    pipe.set_progress_bar_config(disable=True)
+    if args.shift:
+        pipe.scheduler = pipe.scheduler.from_config(pipe.scheduler.config, flow_shift=args.shift)
+    setting = Setting(args.steps, args.guidance, args.size)
+    evaluation = prepared(pipe, prompts(args.prompts, "methods", held_out=True), EVALUATION_SEED, setting)
+    calibration = Calibration.load(args.calibration)
+    texts = [run.prompt for run in calibration.runs]
+    if common := set(texts) & set(evaluation.texts):
+        raise ValueError(f"calibration and evaluation share prompts: {common}")
+    tuning = prepared(pipe, texts, CALIBRATION_SEED, setting)
+    plans_from = Calibration.load(args.plan_calibration or args.calibration)
+    folder = Path(__file__).parent  # made by `stepcache plan --method lemica --edges replay`
+    edges = {b: MeasuredEdges.load(p) for b in ("output", "blocks") if (p := folder / f"edges-{b}.json").exists()}
+    fitting = {b: e for b, e in edges.items() if (e.num_steps, e.guidance) == (args.steps, args.guidance)}
+    return Methods(evaluation, tuning, calibration, plans_from, {} if args.shift else fitting)
+
+
 def main() -> None:
     """Run what is not there yet, save after every method and budget, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -286,43 +377,40 @@ def main() -> None:
     parser.add_argument("--budgets", default="25,20,17,14,10")
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--guidance", type=float, default=5.0)
-    parser.add_argument("--calibration", type=Path, default=MODEL / "calibration.json")
-    parser.add_argument("--only", help="methods, separated by commas")
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--shift", type=float, help="of the sampler's noise levels (the model's: 5)")
+    parser.add_argument("--size", type=int, default=SIZE, help=f"edge of the clips in pixels ({SIZE})")
+    parser.add_argument("--calibration", type=Path, default=MODEL / "calibration.json", help="for the rivals")
+    parser.add_argument("--plan-calibration", type=Path, help="for our plans, if another")
+    parser.add_argument("--only", help=f"methods, separated by commas; beside those: {', '.join(VARIANTS)}")
     parser.add_argument("--table", action="store_true", help="print the tables of --out and stop")
     args = parser.parse_args()
     results = json.loads(args.out.read_text()) if args.out.exists() else {"methods": {}}
     if args.table:
         print(tables(results))
         return
-    pipe = load_pipeline(str(MODEL), "cpu")
-    pipe.set_progress_bar_config(disable=True)
-    calibration = Calibration.load(args.calibration)
-    evaluation = prepared(pipe, prompts(args.prompts, "methods", held_out=True), EVALUATION_SEED, args.guidance)
-    texts = [run.prompt for run in calibration.runs]
-    tuning = prepared(pipe, texts, CALIBRATION_SEED, args.guidance)
-    if common := set(texts) & set(evaluation.texts):
-        raise ValueError(f"calibration and evaluation share prompts: {common}")
-    folder = Path(__file__).parent  # made by `stepcache plan --method lemica --edges replay`
-    edges = {b: MeasuredEdges.load(p) for b in ("output", "blocks") if (p := folder / f"edges-{b}.json").exists()}
-    methods = Methods(evaluation, tuning, calibration, edges)
+    methods = prepared_methods(args)
     results["about"] = {
         "guidance": args.guidance,
-        "steps": STEPS,
-        "prompts": args.prompts,
-        "sampler": type(pipe.scheduler).__name__,
+        "steps": args.steps,
+        "shift": args.shift,
+        "size": args.size,
+        "prompts": methods.evaluation.texts,
+        "sampler": type(methods.evaluation.pipe.scheduler).__name__,
         "stepcache": stepcache.__version__,
         "torch": torch.__version__,
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
         "date": time.strftime("%Y-%m-%d"),
     }
     chosen = args.only.split(",") if args.only else list(METHODS)
-    if unknown := set(chosen) - set(METHODS):
-        raise ValueError(f"no method {', '.join(sorted(unknown))}; expected some of {', '.join(METHODS)}.")
+    known = {**METHODS, **VARIANTS}
+    if unknown := set(chosen) - set(known):
+        raise ValueError(f"no method {', '.join(sorted(unknown))}; expected some of {', '.join(known)}.")
     cells = [(name, int(b)) for b in args.budgets.split(",") for name in chosen]
     for name, budget in tqdm(cells, desc="methods", dynamic_ncols=True):
         by_budget = results["methods"].setdefault(name, {})
         if str(budget) not in by_budget:
-            by_budget[str(budget)] = METHODS[name](methods, budget)
+            by_budget[str(budget)] = known[name](methods, budget)
             write_atomically(args.out, json.dumps(results, indent=1) + "\n")
     print(tables(results))
 

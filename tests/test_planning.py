@@ -8,6 +8,7 @@ import pytest
 from stepcache import Plan
 from stepcache.calibration import Calibration
 from stepcache.cli import main
+from stepcache.planner import magcache_ratios
 
 STEPS = 16
 PROMPTS = "# two prompts\na red circle\na blue square\n"
@@ -97,6 +98,24 @@ def test_modes_and_methods(calibrated, tmp_path):
     for objective in ("lexminimax", "sum", "power"):
         assert plan(calibrated, out, "--budget", 6, "--method", "lemica", "--objective", objective) == 0
         assert (Plan.load(out).method, Plan.load(out).budget) == ("lemica", 6)
+
+
+def test_magcache_plans(calibrated, tmp_path, capsys):
+    out, ratios = tmp_path / "p.json", tmp_path / "ratios.json"
+    loose = ("--magcache_K", 6, "--retention_ratio", 0.1)
+    assert plan(calibrated, out, "--budget", 6, "--method", "magcache", *loose) == 0
+    made = Plan.load(out)
+    assert (made.method, made.budget, made.boundary) == ("magcache", 6, "output")
+    assert dict(made.figures)["magcache_thresh"] > 0
+    magcache_ratios(Calibration.load(calibrated / "calibration.json")).save(ratios)
+    flags = ["plan", "--calibration", str(ratios), "--out", str(out)]
+    assert main([*flags, "--method", "magcache", "--target-speedup", "2.6", *map(str, loose)]) == 0
+    assert (Plan.load(out).computed, Plan.load(out).boundary) == (made.computed, "blocks")
+    capsys.readouterr()
+    assert main([*flags, "--budget", "6"]) == 2
+    assert "holds MagCache's ratios only" in capsys.readouterr().err
+    assert plan(calibrated, out, "--budget", 3, "--method", "magcache") == 2
+    assert "with K = 2 and retention 0.2 no threshold" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ import numpy as np
 from stepcache.calibration import Calibration, quadratic
 from stepcache.paths import Edges, Objective, best_path, best_path_with_memory
 from stepcache.plan import Check, Plan
-from stepcache.policies.magcache import Ratios
+from stepcache.policies.magcache import MagCache, Ratios
 
 Mode = Literal["checked", "static", "reuse"]
 LONGEST_GAP = 12
@@ -182,7 +182,7 @@ def plan_lemica(
 ) -> Plan:
     """LeMiCa's schedule for this model: the best path through `edges`, reused as published."""
     computed = best_path(edges, calibration.num_steps, budget, objective, gamma)
-    return _finished(calibration, Plan(calibration.num_steps, computed, "lemica", source=source))
+    return finished(calibration, Plan(calibration.num_steps, computed, "lemica", source=source))
 
 
 def plan_checked(
@@ -222,7 +222,7 @@ def plan_checked(
         plan = plan.checked(check)
     elif mode == "static":
         plan = plan.extrapolated()
-    return _finished(calibration, plan)
+    return finished(calibration, plan)
 
 
 def gap_costs(
@@ -288,7 +288,33 @@ def magcache_ratios(calibration: Calibration) -> Ratios:
     return Ratios(calibration.num_steps, mean(0), calibration.model, mean(1), mean(2), source)
 
 
-def _finished(calibration: Calibration, plan: Plan) -> Plan:
+def plan_magcache(ratios: Ratios, budget: int, max_skips: int, retention: float) -> Plan:
+    """MagCache's schedule of exactly `budget` computed steps: the smallest threshold that gives it.
+
+    Args:
+        ratios: published or calibrated.
+        budget: computed steps.
+        max_skips: K, most consecutive reused steps.
+        retention: share of the run computed at its start, in [0, 1].
+
+    Raises:
+        ValueError: no threshold gives this budget; the sentence names the nearest ones that are reached.
+    """
+    found: dict[int, Plan] = {}
+    for thresh in np.geomspace(1e-5, 10.0, 800):
+        plan = MagCache(float(thresh), max_skips, retention, ratios=ratios).plan()
+        found.setdefault(plan.budget, replace(plan, figures=(("magcache_thresh", float(thresh)),)))
+    if budget not in found:
+        near = sorted(sorted(found, key=lambda b: abs(b - budget))[:2])
+        raise ValueError(
+            f"with K = {max_skips} and retention {retention:g} no threshold makes MagCache compute {budget} of "
+            f"{ratios.num_steps} steps; it reaches {' and '.join(map(str, near))}. Allow more (--magcache_K, "
+            "--retention_ratio), or take one of those."
+        )
+    return found[budget]
+
+
+def finished(calibration: Calibration, plan: Plan) -> Plan:
     """The plan with the calibration's key and its predicted errors."""
     guidance = calibration.guidance
     margin = None if guidance is None else (guidance * (1 - GUIDANCE_MARGIN), guidance * (1 + GUIDANCE_MARGIN))
@@ -308,5 +334,9 @@ def _finished(calibration: Calibration, plan: Plan) -> Plan:
     return replace(
         plan,
         errors=tuple((int(k), round(float(errors[k]), 6)) for k in plan.reused),
-        figures=(("open_loop_error_mean", float(total.mean())), ("open_loop_error_worst_quarter", float(worst))),
+        figures=(
+            *plan.figures,
+            ("open_loop_error_mean", float(total.mean())),
+            ("open_loop_error_worst_quarter", float(worst)),
+        ),
     )

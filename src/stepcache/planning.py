@@ -10,6 +10,7 @@ calibration's closed form: see docs/planning.md for how far it holds).
 from __future__ import annotations
 
 import argparse
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -23,9 +24,20 @@ from tqdm import tqdm
 from stepcache.calibration import Calibration
 from stepcache.generate import check_writable, load_pipeline, model_defaults, request_from, sample_latent
 from stepcache.paths import OBJECTIVES
-from stepcache.plan import BASES, BOUNDARIES, Check, Plan
-from stepcache.planner import LONGEST_GAP, gap_costs, gram_edges, plan_checked, plan_error, plan_lemica
+from stepcache.plan import BASES, BOUNDARIES, Check, Plan, read_text
+from stepcache.planner import (
+    LONGEST_GAP,
+    finished,
+    gap_costs,
+    gram_edges,
+    magcache_ratios,
+    plan_checked,
+    plan_error,
+    plan_lemica,
+    plan_magcache,
+)
 from stepcache.policies.checked import Checked
+from stepcache.policies.magcache import RATIOS_SCHEMA, Ratios
 from stepcache.refine import load_trials, refine, save_trials
 from stepcache.replay import MeasuredEdges, measured_edges, rank_agreement, replays
 
@@ -93,7 +105,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.set_defaults(run=run)
     add = parser.add_argument
-    add("--calibration", required=True, metavar="FILE", help="from stepcache calibrate")
+    add(
+        "--calibration",
+        required=True,
+        metavar="FILE",
+        help="from stepcache calibrate, or --lemica_calibration of LeMiCa4Wan2.1; for --method magcache also ratios "
+        "from --magcache_calibration",
+    )
     add("--out", required=True, metavar="FILE", help="the plan, a JSON file")
     goal = parser.add_mutually_exclusive_group(required=True)
     goal.add_argument("--budget", type=int, help="computed steps")
@@ -103,9 +121,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--method",
-        choices=("checked", "lemica"),
+        choices=("checked", "lemica", "magcache"),
         default="checked",
-        help="checked: ours (default); lemica: as published",
+        help="checked: ours (default); lemica and magcache: as published, with what was measured on this model",
     )
     group = parser.add_argument_group("checked")
     group.add_argument(
@@ -136,6 +154,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--replay-runs", type=int, help="replay only the first so many calibrated runs (default: all)")
     group.add_argument("--objective", choices=OBJECTIVES, default="lexminimax", help="of the path (lexminimax)")
     group.add_argument("--gamma", type=float, default=2.0, help="exponent of the power objective (2)")
+    group = parser.add_argument_group("magcache")
+    group.add_argument("--magcache_K", type=int, default=2, help="most consecutive reused steps (2)")
+    group.add_argument("--retention_ratio", type=float, default=0.2, help="share computed at the start (0.2)")
     group = parser.add_argument_group("running the model (--edges replay, --refine)")
     group.add_argument("--model", metavar="DIR_OR_ID", help="the model that was calibrated")
     group.add_argument("--negative_prompt", default="", help="as calibrated")
@@ -154,12 +175,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Read, plan, say what is expected, save."""
     check_writable(Path(args.out))
+    if is_ratios(args.calibration):
+        return run_on_ratios(args)
     calibration = Calibration.load(args.calibration)
     if not calibration.runs:
         raise ValueError(f"{args.calibration} holds no runs; calibrate first.")
     budget = budget_from(args, calibration)
     check_budget(budget, calibration.num_steps)
-    plan = lemica(args, calibration, budget) if args.method == "lemica" else checked(args, calibration, budget)
+    make = {"checked": checked, "lemica": lemica, "magcache": magcache}[args.method]
+    plan = make(args, calibration, budget)
     if len(calibration.runs) < FEW_RUNS:
         note = f"planned from {len(calibration.runs)} run only; calibrate a few more prompts for a steadier plan"
         plan = replace(plan, notes=(*plan.notes, note))
@@ -169,6 +193,33 @@ def run(args: argparse.Namespace) -> int:
     forecast = psnr_of(calibration, error)
     in_decibel = "" if forecast is None else f", about {forecast:.1f} dB"
     print(f"forecast (open loop, no check): final latent off by {error:.2%}{in_decibel}; wrote {args.out}")
+    return 0
+
+
+def is_ratios(path: str) -> bool:
+    """Whether a file holds MagCache's ratios and nothing else."""
+    try:
+        data = json.loads(read_text(path, "calibration"))
+    except json.JSONDecodeError:
+        return False
+    return isinstance(data, dict) and data.get("schema") == RATIOS_SCHEMA
+
+
+def run_on_ratios(args: argparse.Namespace) -> int:
+    """A MagCache plan from a ratios file; nothing else can be planned or forecast from it."""
+    if args.method != "magcache" or args.target_psnr is not None:
+        what = "--target-psnr" if args.method == "magcache" else f"--method {args.method}"
+        raise ValueError(
+            f"{args.calibration} holds MagCache's ratios only, enough for --method magcache with a budget or speed-up; "
+            f"{what} needs a calibration (stepcache calibrate)."
+        )
+    ratios = Ratios.load(args.calibration)
+    budget = budget_at_speedup(args, ratios.num_steps) if args.budget is None else args.budget
+    check_budget(budget, ratios.num_steps)
+    plan = plan_magcache(ratios, budget, args.magcache_K, args.retention_ratio)
+    plan = replace(plan, boundary="blocks")  # what --magcache_calibration measures: the block stack's residual
+    plan.save(args.out)
+    print(f"{plan}\nwrote {args.out}")
     return 0
 
 
@@ -184,11 +235,7 @@ def budget_from(args: argparse.Namespace, calibration: Calibration) -> int:
     if args.budget is not None:
         return int(args.budget)
     if args.target_speedup is not None:
-        if not 1 <= args.target_speedup <= steps / 2:
-            raise ValueError(
-                f"--target-speedup is {args.target_speedup}; expected 1 to {steps / 2:g} for {steps} steps."
-            )
-        return int(steps / args.target_speedup)
+        return budget_at_speedup(args, steps)
     curve = forecasts(calibration)
     if any(f.psnr is None for f in curve):
         raise ValueError(
@@ -198,6 +245,13 @@ def budget_from(args: argparse.Namespace, calibration: Calibration) -> int:
         if forecast.psnr is not None and forecast.psnr >= args.target_psnr:
             return forecast.budget
     raise ValueError(f"no budget is forecast to reach {args.target_psnr:g} dB.")
+
+
+def budget_at_speedup(args: argparse.Namespace, steps: int) -> int:
+    """The largest budget whose ideal speed-up S / B is the one asked for."""
+    if not 1 <= args.target_speedup <= steps / 2:
+        raise ValueError(f"--target-speedup is {args.target_speedup}; expected 1 to {steps / 2:g} for {steps} steps.")
+    return int(steps / args.target_speedup)
 
 
 def checked(args: argparse.Namespace, calibration: Calibration, budget: int) -> Plan:
@@ -259,6 +313,12 @@ def bands_from(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(",")) if text not in ("", "none") else ()
     except ValueError:
         raise ValueError(f"--bands is {text!r}; expected odd numbers separated by commas, such as 11,5.") from None
+
+
+def magcache(args: argparse.Namespace, calibration: Calibration, budget: int) -> Plan:
+    """MagCache's plan from the calibration's own ratios."""
+    plan = plan_magcache(magcache_ratios(calibration), budget, args.magcache_K, args.retention_ratio)
+    return finished(calibration, plan)
 
 
 def lemica(args: argparse.Namespace, calibration: Calibration, budget: int) -> Plan:
