@@ -158,7 +158,8 @@ def test_demo_writes_table_clips_and_sheet(model, tmp_path, capsys):
     )
     out = capsys.readouterr().out
     rows = json.loads((tmp_path / "table.json").read_text())
-    assert [r["method"] for r in rows] == ["uncached", "lemica", "easycache", "magcache"]
+    assert [r["method"] for r in rows] == ["uncached", "lemica", "easycache", "magcache", "checked"]
+    assert rows[4]["computed"] == 6
     assert rows[0]["computed"] == 12
     assert rows[1]["computed"] == 6
     assert rows[0]["psnr"] is None

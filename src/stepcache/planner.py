@@ -25,7 +25,7 @@ LONGEST_GAP = 12
 """Steps from one computed step to the next, at most; no published schedule of `published/lemica.py` jumps more."""
 GUIDANCE_MARGIN = 0.3
 """A plan may be used at guidance scales this share below and above the calibrated one."""
-RIDGE = 1e-2
+RIDGE = 1e-4
 """Pull towards plain reuse in `fit`, in units of the mean squared norm of the sources."""
 
 
