@@ -17,7 +17,7 @@ from diffusers import (
 import stepcache
 from stepcache import Checked, Plan
 from stepcache.calibrate import calibrate, describe
-from stepcache.calibration import Calibration, Recorder, gram_matrix, guidance_shares, read_prompts, response
+from stepcache.calibration import Calibration, Recorder, gram_matrix, guidance_shares, response
 from stepcache.planner import (
     final_error,
     fit,
@@ -397,18 +397,6 @@ def test_gram_matrix_in_chunks():
     rows = [torch.randn(1000) for _ in range(7)]
     stack = torch.stack(rows).double()
     np.testing.assert_allclose(gram_matrix(rows, chunk=64), (stack @ stack.T).numpy())
-
-
-def test_prompts_file(tmp_path):
-    path = tmp_path / "prompts.txt"
-    path.write_text("# comment\n\none\n two \n")
-    assert read_prompts(path) == ["one", "two"]
-    path.write_text("one\none\n")
-    with pytest.raises(ValueError, match="more than once"):
-        read_prompts(path)
-    path.write_text("\n# only this\n")
-    with pytest.raises(ValueError, match="is empty"):
-        read_prompts(path)
 
 
 def test_the_curve_falls_and_has_a_knee(calibrated):

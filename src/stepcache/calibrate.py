@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 from stepcache import __version__
-from stepcache.calibration import Calibration, Recorder, read_prompts
+from stepcache.calibration import Calibration, Recorder
 from stepcache.generate import (
     Request,
     check_writable,
@@ -33,6 +33,7 @@ from stepcache.generate import (
 from stepcache.hosts.diffusers import accelerate
 from stepcache.metrics import mean_psnr, psnr
 from stepcache.policies.checked import Checked
+from stepcache.prompts import read_prompts
 
 LEAST_BUDGET = 3
 """Of fewer computed steps nothing can be extrapolated."""

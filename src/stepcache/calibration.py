@@ -496,19 +496,3 @@ def gram_matrix(rows: list[torch.Tensor], chunk: int = 2**18) -> np.ndarray:
         part = torch.stack([row[start : start + chunk].double() for row in rows])
         total += part @ part.T
     return ((total + total.T) / 2).numpy()  # symmetric to the last bit
-
-
-def read_prompts(path: str | os.PathLike[str]) -> list[str]:
-    """Prompts from a text file, one a line; empty lines and lines that begin with # are left out.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: it is empty, or a prompt stands there twice.
-    """
-    lines = [line.strip() for line in read_text(path, "prompts").splitlines()]
-    prompts = [line for line in lines if line and not line.startswith("#")]
-    if not prompts:
-        raise ValueError(f"prompts file {os.fspath(path)!r} is empty; expected one prompt a line.")
-    if twice := sorted({p for p in prompts if prompts.count(p) > 1}):
-        raise ValueError(f"prompts file {os.fspath(path)!r} has {twice[0]!r} more than once; keep each prompt once.")
-    return prompts

@@ -260,6 +260,11 @@ def _call(pipe: Any, request: Request, output_type: str, **inputs: Any) -> Any:
     ).frames
 
 
+def generated_frames(pipe: Any, request: Request, **inputs: Any) -> np.ndarray:
+    """Run the pipeline once as it stands and return the clip's frames [T, H, W, 3] uint8."""
+    return _rounded(_call(pipe, request, "np", **inputs)[0])
+
+
 def sample_latent(pipe: Any, request: Request, **inputs: Any) -> torch.Tensor:
     """Run the pipeline once as it stands and return the final latent, before the VAE."""
     return torch.as_tensor(_call(pipe, request, "latent", **inputs))
@@ -290,8 +295,8 @@ def generate(
         frames [T, H, W, 3] uint8, and what the run did.
     """
     with accelerate(pipe, policy, cache_device=cache_device) as accelerated:
-        frames = _call(pipe, request, "np", **inputs)[0]
-    return _rounded(frames), accelerated.summary()
+        frames = generated_frames(pipe, request, **inputs)
+    return frames, accelerated.summary()
 
 
 def record(model: str, pipe: Any, request: Request, args: argparse.Namespace, summary: RunSummary) -> dict[str, Any]:
