@@ -17,18 +17,18 @@ Entered = Callable[[Any, int], AbstractContextManager[None]]
 
 
 def first_block_cache(threshold: float) -> Entered:
-    """TaylorSeer of diffusers, lite: the last layer's output is predicted between steps computed `interval` apart.
+    """FirstBlockCache of diffusers: the first block always runs, the others when its output moved by `threshold`."""
     return _diffusers("FirstBlockCacheConfig", lambda steps: {"threshold": threshold})
 
 
 def sea_cache(threshold: float, order: int = 1, most: int = 2) -> Entered:
-    """Diffusers' SeaCache (arXiv 2602.18993); `order` of the residual's extrapolation, `most` steps reused in a row."""
+    """SeaCache of diffusers (arXiv 2602.18993); the residual extrapolated by `order`, `most` steps reused in a row."""
     settings = {"threshold": threshold, "residual_order": order, "max_consecutive_cached": most}
     return _diffusers("SeaCacheConfig", lambda steps: settings)
 
 
 def mag_cache(threshold: float, K: int = 3, R: float = 0.2, ratios: Ratios | None = None) -> Entered:
-    """Diffusers' MagCache with the first branch's ratios (one list serves all branches there).
+    """MagCache of diffusers with the first branch's ratios (one list serves all branches there).
 
     Raises:
         ValueError: no ratios; they belong to a model and a step count.
@@ -51,7 +51,7 @@ def mag_cache(threshold: float, K: int = 3, R: float = 0.2, ratios: Ratios | Non
 
 
 def taylorseer_cache(interval: int, order: int = 1) -> Entered:
-    """Diffusers' TaylorSeer in its lite mode: between steps computed `interval` apart the last layer's output is predicted.
+    """TaylorSeer of diffusers, lite: the last layer's output is predicted between steps computed `interval` apart.
 
     (Its other mode looks for attentions by names that Wan's transformer does not have: diffusers 0.42.)
     """
@@ -85,7 +85,7 @@ def _diffusers(name: str, settings: Callable[[int], dict[str, Any]]) -> Entered:
 
 
 def dbcache(threshold: float, F: int = 1, B: int = 0, W: int = 8, MC: int = -1, taylor: int = 0) -> Entered:
-    """cache-dit's DBCache: the first `F` and last `B` blocks always run, `W` warm-up steps, `MC` reused in a row.
+    """DBCache of cache-dit: the first `F` and last `B` blocks always run, `W` warm-up steps, `MC` reused in a row.
 
     `taylor`: order of its TaylorSeer calibrator; 0 repeats the residual.
     """
@@ -100,7 +100,7 @@ def dbcache(threshold: float, F: int = 1, B: int = 0, W: int = 8, MC: int = -1, 
 
 
 def dbcache_mask(policy: str, F: int = 1, taylor: int = 0) -> Entered:
-    """cache-dit's static step mask: slow, medium, fast or ultra."""
+    """Static step masks of cache-dit: slow, medium, fast or ultra."""
 
     def settings(module: Any, steps: int) -> dict[str, Any]:
         mask = module.steps_mask(mask_policy=policy, total_steps=steps)
