@@ -45,7 +45,7 @@ from stepcache.generate import load_pipeline  # noqa: E402
 from stepcache.hosts.diffusers import _trajectory, accelerate  # noqa: E402
 from stepcache.metrics import psnr  # noqa: E402
 from stepcache.plan import Check, spread, write_atomically  # noqa: E402
-from stepcache.planner import gram_edges, magcache_ratios, plan_checked, plan_lemica  # noqa: E402
+from stepcache.planner import gram_edges, magcache_ratios, plan_checked, plan_lemica, plan_magcache  # noqa: E402
 from stepcache.policies.taylorseer import taylor_weights  # noqa: E402
 from stepcache.replay import MeasuredEdges  # noqa: E402
 
@@ -219,14 +219,14 @@ class Methods:
             return None
 
     def magcache(self, budget: int) -> list[dict[str, Any]]:
-        """Own ratios; of all settings that hit the budget the best on the calibration prompts."""
+        """Own ratios; of the settings (K, retention) that reach the budget the best on the calibration prompts."""
         ratios, candidates = magcache_ratios(self.calibration), {}
-        for k in (2, 4, 6, 10):
-            for retention in (0.2, 0.1, 0.04):
-                for thresh in np.geomspace(1e-3, 3, 120):
-                    plan = MagCache(float(thresh), k, retention, ratios=ratios).plan()
-                    if plan.budget == budget:
-                        candidates[plan.computed] = anywhere(plan)
+        for k, retention in itertools.product((2, 4, 6, 10), (0.2, 0.1, 0.04)):
+            try:
+                plan = plan_magcache(ratios, budget, k, retention)
+            except ValueError:  # no threshold reaches this budget
+                continue
+            candidates[plan.computed] = anywhere(plan)
         return self._best(list(candidates.values()))
 
     def teacache(self, budget: int) -> list[dict[str, Any]]:
@@ -253,12 +253,12 @@ class Methods:
         return tuple(float(c) for c in np.polyfit(moved, relative, 4))
 
     def easycache(self, budget: int) -> list[dict[str, Any]]:
-        """The threshold whose mean count on the calibration prompts is nearest the budget; best of three ret_steps.
+        """The threshold whose mean count on the calibration prompts is nearest the budget; best of two ret_steps.
 
         Thresholds lie on a grid of 4 %, so that budgets share the trials.
         """
         best: tuple[float, EasyCache] | None = None
-        for ret_steps in (r for r in (10, 5, 3) if r < budget - 1):
+        for ret_steps in (r for r in (10, 5) if r < budget - 1):
             low, high = 0, len(self._thresholds) - 1
             while high - low > 1:
                 middle = (low + high) // 2

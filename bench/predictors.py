@@ -89,9 +89,7 @@ def main() -> None:
         print(f"| {name} | " + " | ".join(f"{c:.2%}" for c in cells) + " |")
 
 
-def row(
-    halves: list[Calibration], gap: int, history: int, latent: bool, by_branch: bool, ridge: float | None
-) -> float:
+def row(halves: list[Calibration], gap: int, history: int, latent: bool, by_branch: bool, ridge: float | None) -> float:
     """Root mean square relative error of a predictor on runs it was not fitted on."""
     squares = []
     for train, test in (halves, halves[::-1]):

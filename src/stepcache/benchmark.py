@@ -165,7 +165,7 @@ def run(args: argparse.Namespace) -> int:
     fps = float(args.fps or defaults.get("fps", 16.0))
     bench = Bench(pipe, request, folder, fps, lpips, args.vbench)
     began = time.perf_counter()
-    description = {**known, **about(pipe, lpips_note)}
+    description = {**known, "fps": fps, **about(pipe, lpips_note)}
     folder.write(description)
     warm_up(bench, prompts[0], seeds[0])
     resolved = resolve(bench, contenders, prompts, seeds[0], description)

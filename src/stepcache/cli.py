@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """All subcommands with their flags."""
-    from stepcache import benchmark, calibrate, demo, generate, planning, presets, show
+    from stepcache import benchmark, calibrate, demo, generate, planning, presets, report, show
 
     parser = argparse.ArgumentParser(
         prog="stepcache", description="Diffusion transformers 2-4x faster without training."
@@ -45,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     planning.add_arguments(commands.add_parser("plan", help="the best plan for a budget, from a calibration"))
     show.add_arguments(commands.add_parser("show", help="look at a plan or a calibration, as text or picture"))
     benchmark.add_arguments(commands.add_parser("bench", help="every method on every prompt, side by side"))
+    report.add_arguments(commands.add_parser("report", help="a benchmark's results as one page"))
     demo.add_arguments(commands.add_parser("demo", help="the embedded model: uncached and three methods side by side"))
     presets.add_arguments(commands.add_parser("presets", help="list the published figures that are built in"))
     commands.add_parser("compare", help="PSNR, SSIM and LPIPS of two clips or two folders of clips", add_help=False)

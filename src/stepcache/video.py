@@ -360,6 +360,7 @@ class _Format:
 
 
 _MP4 = _Format("mp4", "libx264", "yuv420p", {"crf": "16"}, {"movflags": "+faststart"})  # faststart: plays while loading
+_PREVIEW = _Format("mp4", "libx264", "yuv420p", {"crf": "27"}, {"movflags": "+faststart"})
 _MKV = _Format("matroska", "ffv1", "bgr0", {"level": "3", "slicecrc": "1"}, {})
 
 
@@ -370,6 +371,26 @@ def _write_mp4(path: Path, first: Frame, frames: Iterator[Frame], fps: float) ->
         return np.pad(frame, ((0, below), (0, right), (0, 0)), mode="edge")
 
     _encode(path, even(first), map(even, frames), fps, _MP4)
+
+
+def write_preview(path: str | os.PathLike[str], clip: Clip, width: int) -> None:
+    """Write a small MP4 of a clip for a page: at most `width` pixels wide; a small MP4 is copied as it is."""
+    if clip.width <= width and clip.path.suffix.lower() == ".mp4":
+        with replacing(path) as temporary:
+            shutil.copyfile(clip.path, temporary)
+        return
+    image_module = _need("PIL.Image", "shrinking frames needs Pillow")
+    share = min(1.0, width / clip.width)
+    size = [max(2, round(n * share / 2) * 2) for n in (clip.width, clip.height)]
+
+    def shrunk() -> Iterator[Frame]:
+        for frame in clip:
+            yield np.asarray(image_module.fromarray(frame).resize(size, image_module.Resampling.LANCZOS))
+
+    frames = shrunk()
+    first = next(frames)
+    with replacing(path) as temporary:
+        _encode(temporary, first, chain([first], frames), clip.fps or 16.0, _PREVIEW)
 
 
 def _write_mkv(path: Path, first: Frame, frames: Iterator[Frame], fps: float) -> None:
