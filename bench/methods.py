@@ -38,7 +38,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 from tiny_wan_clips import FRAMES, SIZE, caption, random_scene  # noqa: E402
 
 import stepcache  # noqa: E402
-from stepcache import Checked, EasyCache, LeMiCa, MagCache, Off, Plan, TeaCache, Uniform  # noqa: E402
+from stepcache import Checked, EasyCache, LeMiCa, Off, Plan, TeaCache, Uniform  # noqa: E402
 from stepcache.cache import Policy  # noqa: E402
 from stepcache.calibration import Calibration  # noqa: E402
 from stepcache.generate import load_pipeline  # noqa: E402
