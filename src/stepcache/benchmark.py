@@ -173,9 +173,8 @@ def run(args: argparse.Namespace) -> int:
     total = time.perf_counter() - began
     text = merge(folder)
     print(text)
-    print(
-        f"{total:.0f} s, {bench.other_seconds / total:.1%} of it metrics and clips; next: stepcache report {args.out}"
-    )
+    share = bench.other_seconds / total
+    print(f"{total:.0f} s, {share:.1%} of it for metrics and clips; look at it: stepcache report {args.out}")
     if failed:
         print(f"{failed} item(s) failed; their JSON says why, --resume tries them again.")
     return 1 if failed else 0

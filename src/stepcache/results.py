@@ -72,8 +72,12 @@ class Item:
     def load(cls, path: Path) -> Item:
         """Read `save`'s file; ValueError, naming it, if it is none."""
         try:
-            return cls(**parse_document(read_text(path, "item"), ITEM_SCHEMA, VERSION))
-        except (ValueError, TypeError) as error:
+            data = parse_document(read_text(path, "item"), ITEM_SCHEMA, VERSION)
+            for name in ("per_step", "psnr_per_frame", "step_errors"):
+                data[name] = tuple(data[name])
+            data["branches"] = {name: tuple(steps) for name, steps in data["branches"].items()}
+            return cls(**data)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"item {str(path)!r}: not valid ({error}); remove it and resume.") from error
 
 

@@ -123,11 +123,12 @@ def page(results: Results, clips: dict[str, str]) -> str:
         headline=headline(results),
         charts=drawings(results, colours),
         colours=colours,
+        label=charts.label,
         failures=[r for r in results.rows if r.failed],
         style=(HERE / "style.css").read_text(encoding="utf-8"),
         script=(HERE / "player.js").read_text(encoding="utf-8"),
         data=embedded(player_data(results, clips)),
-        clips={key: text for key, text in clips.items()},
+        clips=clips,
     )
 
 
@@ -191,8 +192,9 @@ def headline(results: Results) -> str:
     steps = results.description["request"]["steps"]
     half = [r for r in good if r.computed <= steps / 2 + 0.5] or good
     best = max(half, key=lambda r: (r.psnr or 0, r.psnr_worst or 0))
+    cost = f"With at most half of the {steps} steps computed" if best in half and half != good else "Of all methods"
     return (
-        f"With at most half of the {steps} steps computed, {best.method} is closest to the uncached clips: "
+        f"{cost}, {charts.label(best.method)} is closest to the uncached clips: "
         f"{best.psnr:.1f} dB on average, {best.psnr_worst:.1f} dB on the worst prompt, "
         f"{best.speedup:.2f}x faster ({best.computed:.1f} steps)."
     )
@@ -207,6 +209,7 @@ def player_data(results: Results, clips: dict[str, str]) -> dict[str, Any]:
         "prompts": [{"index": i, "seed": s, "text": text} for (i, s), text in sorted(prompts.items())],
         "methods": [r.method for r in results.rows if r.failed < r.items],
         "reference": REFERENCE,
+        "labels": {r.method: charts.label(r.method) for r in results.rows},
         "figures": figures_of,
         "clips": sorted(clips),
         "frames": {f"{i.method}|{i.index}|{i.seed}": len(i.psnr_per_frame) for i in items},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,16 @@ def family(method: str) -> str:
     """The method without its budget or threshold: what a curve is drawn of ("lemica" of "lemica:25")."""
     head, *options = method.split(",")
     return ",".join([head.partition(":")[0], *options])
+
+
+def label(method: str) -> str:
+    """The method for the eye: of files only the name, not the folders."""
+    return re.sub(r"[^:=,]*/", "", method)
+
+
+def shortened(text: str, longest: int = 30) -> str:
+    """At most so many characters."""
+    return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 def colours(methods: Sequence[str]) -> dict[str, int]:
@@ -102,7 +113,7 @@ def line(points: Sequence[tuple[float, float]], colour: int, kind: str = "line")
     return f'<polyline class="{kind} c{colour}" points="{path}"/>'
 
 
-def quality(rows: Sequence[Row], colour: Mapping[str, int], metric: str, label: str, steps: int) -> str:
+def quality(rows: Sequence[Row], colour: Mapping[str, int], metric: str, unit: str, steps: int) -> str:
     """A metric over computed steps: one curve a family of methods, a whisker to the worst prompt."""
     usable = [r for r in rows if getattr(r, metric) is not None]
     worst = {r.method: getattr(r, f"{metric}_worst") for r in usable}
@@ -119,9 +130,9 @@ def quality(rows: Sequence[Row], colour: Mapping[str, int], metric: str, label: 
             at, mean, low = x.at(r.computed), getattr(r, metric), worst[r.method]
             if low is not None:
                 body.append(line([(at, y.at(mean)), (at, y.at(low))], number, "whisker"))
-            text = f"{r.method}: {mean:.4g} {label}, worst {'-' if low is None else format(low, '.4g')}, "
+            text = f"{label(r.method)}: {mean:.4g} {unit}, worst {'-' if low is None else format(low, '.4g')}, "
             body.append(dot(at, y.at(mean), number, f"{text}{r.computed:.1f} of {steps} steps"))
-    return frame(x, y, "computed steps", label, "".join(body))
+    return frame(x, y, "computed steps", unit, "".join(body))
 
 
 def speed(rows: Sequence[Row], colour: Mapping[str, int]) -> str:
@@ -131,7 +142,7 @@ def speed(rows: Sequence[Row], colour: Mapping[str, int]) -> str:
     ends = [(x.at(low), y.at(low)), (x.at(high), y.at(high))]
     body = [line(ends, 0, "diagonal")]
     for r in rows:
-        text = f"{r.method}: {r.speedup:.2f}x, ideal {r.ideal:.2f}x"
+        text = f"{label(r.method)}: {r.speedup:.2f}x, ideal {r.ideal:.2f}x"
         body.append(dot(x.at(r.ideal), y.at(r.speedup), colour[r.method], text))
     return frame(x, y, "steps over computed steps", "measured speed-up of the loop", "".join(body))
 
@@ -145,21 +156,21 @@ def errors(curves: Mapping[str, np.ndarray], colour: Mapping[str, int]) -> str:
     for method, curve in curves.items():
         points = [(x.at(k), y.at(float(v))) for k, v in enumerate(curve) if v > 1e-7]
         if points:
-            title = f"<title>{html.escape(method)}</title>"
+            title = f"<title>{html.escape(label(method))}</title>"
             body.append(f"<g>{title}{line(points, colour[method])}</g>")
     return frame(x, y, "step", "relative error of the latent", "".join(body))
 
 
 def timelines(rows: Mapping[str, np.ndarray], colour: Mapping[str, int]) -> str:
     """One row of cells a method; runs with fewer steps are stretched to the same length."""
-    names = max((len(m) for m in rows), default=1)
+    names = max((len(label(m)) for m in rows), default=1)
     left, cell = min(220, 7 * min(names, 30) + 12), 16
     height = cell * len(rows) + 30
     longest = max((len(r) for r in rows.values()), default=1)
     parts = [f'<svg viewBox="0 0 {WIDTH} {height}" role="img" class="chart">']
     for number, (method, shares) in enumerate(rows.items()):
         top = number * cell + 4
-        shown = method if len(method) <= 30 else method[:29] + "…"
+        shown = shortened(label(method))
         title = f"<title>{html.escape(method)}: {float(np.sum(shares)):.1f} steps</title>"
         parts.append(
             f'<text class="tick" x="{left - 8}" y="{top + 11}" text-anchor="end">{html.escape(shown)}{title}</text>'
@@ -182,19 +193,19 @@ def timelines(rows: Mapping[str, np.ndarray], colour: Mapping[str, int]) -> str:
 def spread(values: Mapping[str, Sequence[float]], colour: Mapping[str, int]) -> str:
     """A strip of dots a method, its mean as a line."""
     rows = {m: v for m, v in values.items() if v}
-    names = max((len(m) for m in rows), default=1)
+    names = max((len(label(m)) for m in rows), default=1)
     left, cell = min(220, 7 * min(names, 30) + 12), 20
     height = cell * len(rows) + BOTTOM
     x = Axis(*padded([v for row in rows.values() for v in row]), left, WIDTH - RIGHT)
     body = []
     for number, (method, row) in enumerate(rows.items()):
         at = number * cell + cell / 2 + 2
-        shown = method if len(method) <= 30 else method[:29] + "…"
+        shown = shortened(label(method))
         body.append(
             f'<text class="tick" x="{left - 8}" y="{at + 4:.1f}" text-anchor="end">{html.escape(shown)}'
             f"<title>{html.escape(method)}</title></text>"
         )
-        body += [dot(x.at(v), at, colour[method], f"{method}: {v:.2f} dB", 3) for v in row]
+        body += [dot(x.at(v), at, colour[method], f"{label(method)}: {v:.2f} dB", 3) for v in row]
         mean = x.at(float(np.mean(row)))
         body.append(line([(mean, at - 8), (mean, at + 8)], colour[method]))
     y = Axis(0, 1, height - BOTTOM, 0)
@@ -203,6 +214,6 @@ def spread(values: Mapping[str, Sequence[float]], colour: Mapping[str, int]) -> 
         f'<text class="tick" x="{x.at(v):.1f}" y="{y.start + 18:.1f}" text-anchor="middle">{v:g}</text>'
         for v in x.ticks()
     )
-    label = f'<text class="label" x="{(left + WIDTH) / 2:.0f}" y="{height - 6}" text-anchor="middle">PSNR, dB</text>'
+    caption = f'<text class="label" x="{(left + WIDTH) / 2:.0f}" y="{height - 6}" text-anchor="middle">PSNR, dB</text>'
     head = f'<svg viewBox="0 0 {WIDTH} {height}" role="img" class="chart">'
-    return "".join([head, ticks, *body, label, "</svg>"])
+    return "".join([head, ticks, *body, caption, "</svg>"])

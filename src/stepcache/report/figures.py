@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from stepcache.report.charts import family
+from stepcache.report.charts import family, label, shortened
 from stepcache.results import REFERENCE, Row
 from stepcache.video import replacing
 
@@ -54,7 +54,7 @@ def _quality(axes: Any, rows: Sequence[Row], metric: str) -> None:
     for number, (name, group) in enumerate(_groups(rows).items()):
         x, mean = [r.computed for r in group], [getattr(r, metric) for r in group]
         mark = MARKS[number % len(MARKS)]
-        (drawn,) = axes.plot(x, mean, marker=mark, label=_short(name), linewidth=1.5, markersize=5)
+        (drawn,) = axes.plot(x, mean, marker=mark, label=shortened(label(name), 28), linewidth=1.5, markersize=5)
         worst = [getattr(r, f"{metric}_worst") for r in group]
         axes.plot(x, worst, linestyle=":", linewidth=0.9, marker=mark, markersize=2.5, color=drawn.get_color())
     axes.set_xlabel("computed steps (dotted: the worst prompt)")
@@ -66,14 +66,12 @@ def _quality(axes: Any, rows: Sequence[Row], metric: str) -> None:
 def _speedup(axes: Any, rows: Sequence[Row]) -> None:
     for number, (name, group) in enumerate(_groups(rows).items()):
         x, y = [r.ideal for r in group], [r.speedup for r in group]
-        axes.plot(x, y, marker=MARKS[number % len(MARKS)], linestyle="none", label=_short(name), markersize=5)
+        axes.plot(
+            x, y, marker=MARKS[number % len(MARKS)], linestyle="none", label=shortened(label(name), 28), markersize=5
+        )
     ends = [1.0, max([r.ideal for r in rows] + [r.speedup for r in rows] + [1.1])]
     axes.plot(ends, ends, color="0.6", linewidth=0.9)
     axes.set_xlabel("steps over computed steps")
     axes.set_ylabel("measured speed-up of the loop")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7, ncols=2)
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 28 else name[:27] + "…"

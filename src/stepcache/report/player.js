@@ -79,7 +79,7 @@ async function load() {
     if (mine !== request) return;
     shown = { a, b };
     const gone = [a ? null : state.left, b ? null : state.right].filter(Boolean);
-    $("status").textContent = gone.length ? `no clip of ${gone.join(" and ")} for this prompt` : "";
+    $("status").textContent = gone.length ? `no clip of ${gone.map((m) => data.labels[m]).join(" and ")} for this prompt` : "";
   } catch (error) {
     if (mine !== request) return;
     shown = { a: null, b: null };
@@ -134,7 +134,7 @@ function draw() {
   $("b-name").textContent = caption(state.right);
   $("both-name").textContent =
     state.mode === "wipe" ? `left: ${caption(state.left)} — right: ${caption(state.right)}`
-      : `difference of ${state.left} and ${state.right}, ${state.gain} times`;
+      : `difference of ${data.labels[state.left]} and ${data.labels[state.right]}, ${state.gain} times`;
   $("frame").value = state.frame;
   $("frame-number").value = `${state.frame + 1}/${length()}`;
   document.body.dataset.frame = state.frame;
@@ -142,10 +142,11 @@ function draw() {
 
 function caption(method) {
   const f = data.figures[key(method)];
-  if (!f) return method;
+  const name = data.labels[method];
+  if (!f) return name;
   const [psnr, ssim, computed, identical] = f;
-  if (method === data.reference) return `${method}, ${computed} steps`;
-  return `${method}, ${computed} steps: ${identical ? "identical" : `${psnr.toFixed(2)} dB, SSIM ${ssim.toFixed(4)}`}`;
+  if (method === data.reference) return `${name}, ${computed} steps`;
+  return `${name}, ${computed} steps: ${identical ? "identical" : `${psnr.toFixed(2)} dB, SSIM ${ssim.toFixed(4)}`}`;
 }
 
 let last = 0;
@@ -229,7 +230,7 @@ function start() {
   const severalSeeds = new Set(data.prompts.map((p) => p.seed)).size > 1;
   options($("prompt"), data.prompts.map((p, i) => [i, short(p.text) + (severalSeeds ? ` (seed ${p.seed})` : "")]), 0);
   for (const side of ["left", "right"]) {
-    options($(side), data.methods.map((m) => [m, m]), state[side]);
+    options($(side), data.methods.map((m) => [m, data.labels[m]]), state[side]);
     $(side).addEventListener("change", () => {
       state[side] = $(side).value;
       load();

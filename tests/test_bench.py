@@ -1,0 +1,272 @@
+"""`stepcache bench` on a real, untrained pipeline: methods as text, items, resuming, failures, the meter."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from stepcache import specs
+from stepcache.cli import main
+from stepcache.generate import Request, load_pipeline
+from stepcache.meter import Meter, run_once
+from stepcache.policies import EasyCache, LeMiCa, MagCache
+from stepcache.results import Folder, Item, row, slug, table
+from stepcache.specs import Contender, Search, parse, parse_one
+
+STEPS = 8
+PROMPTS = 'a red circle\na <b>"blue"</b> square & a 🐈\n'
+
+
+def bench(model, folder, policies, *flags, out="results"):
+    (folder / "prompts.txt").write_text(PROMPTS)
+    arguments = ["bench", "--model", model, "--prompts", str(folder / "prompts.txt"), "--policies", policies]
+    return main([*arguments, "--steps", str(STEPS), "--out", str(folder / out), *map(str, flags)])
+
+
+@pytest.fixture(scope="module")
+def results(model, tmp_path_factory):
+    """A small finished benchmark: ours, fewer steps, a stranger's cache, and a threshold that was searched."""
+    folder = tmp_path_factory.mktemp("bench")
+    policies = "uniform:4 uniform:4,boundary=blocks steps:4 fbcache:0.5 easycache:@7,ret_steps=3"
+    assert bench(model, folder, policies) == 0
+    return folder
+
+
+# ------------------------------------------------------------------------------------------------------- methods
+
+
+def test_methods_as_text():
+    lemica, easycache, magcache, fewer = parse("lemica:25,predict=checked easycache:0.05 magcache:0.12,K=4 steps:25")
+    assert lemica.policy == LeMiCa(25, predict="checked")
+    assert easycache.policy == EasyCache(0.05)
+    assert magcache.policy == MagCache(0.12, 4)
+    assert (fewer.steps, fewer.policy) == (25, None)
+    search = parse_one("easycache:@25,ret_steps=5")
+    assert isinstance(search, Search)
+    assert search.target == 25
+    assert search.make(0.1).policy == EasyCache(0.1, 5)
+    assert all(isinstance(c, Contender) for c in parse("uncached fbcache:0.1 cachedit:0.08,F=2 cachedit-mask:fast"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is empty"),
+        ("lemica:25 lemica:25", "more than once"),
+        ("teapot:3", "is no method known here"),
+        ("lemica", "expected lemica:BUDGET"),
+        ("lemica:x", "budget is 'x'; expected a whole number"),
+        ("lemica:25,K=3", "'K=3' is no option of it; expected boundary=, predict="),
+        ("lemica:25,boundary=heads", "expected one of output, blocks"),
+        ("lemica:@25", "has no threshold to search for"),
+        ("easycache:@many", "expected a number"),
+        ("easycache:-1", "'easycache:-1'"),
+        ("steps:0", "expected steps:N"),
+        ("steps:4,K=2", "expected steps:N"),
+        ("uncached:3", "expected uncached"),
+        ("diffusers-magcache:0.1", "needs ratios=FILE"),
+        ("cachedit-mask:brisk", "expected slow, medium"),
+    ],
+)
+def test_bad_methods(text, message):
+    with pytest.raises(ValueError, match="(?s)" + message.replace("|", r"\|")):
+        parse(text)
+
+
+def test_missing_plan():
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        parse("plan:nowhere.json")
+
+
+# --------------------------------------------------------------------------------------------------------- meter
+
+
+def test_the_meter_sees_blocks_and_leaves_no_trace(model):
+    pipe = load_pipeline(model)
+    pipe.set_progress_bar_config(disable=True)
+    request = Request("a red circle", steps=6, height=64, width=64, num_frames=5)
+    uncached = run_once(pipe, request, parse_one("uncached"))
+    blocks = len(pipe.transformer.blocks)
+    assert uncached.executed == (2 * blocks,) * 6  # two branches
+    assert len(uncached.latents) == 6
+    half = run_once(pipe, request, parse_one("uniform:3"))
+    assert [n // (2 * blocks) for n in half.executed] == [int(k in half.summary.computed) for k in range(6)]
+    assert 0 < half.loop_seconds < uncached.loop_seconds
+    first = run_once(pipe, request, parse_one("fbcache:1000"))
+    assert first.executed == (2 * blocks, *[2] * 5)  # the first block always runs
+    assert all("forward" not in vars(block) for block in pipe.transformer.blocks)
+    assert (run_once(pipe, request, parse_one("uncached")).frames == uncached.frames).all()
+
+
+def test_the_meter_counts_below_every_peer(model):
+    pytest.importorskip("cache_dit", reason="cache-dit is not installed (pip install 'stepcache[peers]')")
+    pipe = load_pipeline(model)
+    pipe.set_progress_bar_config(disable=True)
+    request = Request("a red circle", steps=6, height=64, width=64, num_frames=5)
+    whole = sum(run_once(pipe, request, parse_one("uncached")).executed)
+    for method in ("cachedit:100,W=2", "cachedit:100,W=2,taylor=1", "diffusers-taylorseer:3", "seacache:100"):
+        assert 0 < sum(run_once(pipe, request, parse_one(method)).executed) < whole, method
+    assert sum(run_once(pipe, request, parse_one("uncached")).executed) == whole
+
+
+def test_a_transformer_without_blocks_is_refused():
+    import torch
+
+    with pytest.raises(ValueError, match="no list of blocks"):
+        Meter(SimpleNamespace(components={"transformer": torch.nn.Linear(2, 2)}))
+
+
+# --------------------------------------------------------------------------------------------------------- items
+
+
+def test_table(results):
+    folder = Folder(results / "results")
+    rows = {r.method: r for r in table(folder)}
+    assert rows["uncached"].computed == STEPS
+    assert rows["uncached"].psnr is None
+    assert rows["uniform:4"].computed == rows["uniform:4,boundary=blocks"].computed == rows["steps:4"].computed == 4
+    assert rows["uniform:4"].ideal == 2
+    assert 0 < rows["uniform:4"].psnr < 100
+    assert rows["uniform:4"].psnr_worst <= rows["uniform:4"].psnr
+    assert all(r.items == 2 and r.failed == 0 for r in rows.values())
+    assert abs(rows["easycache:@7,ret_steps=3"].computed - 7) <= 1
+    assert folder.read()["searched"].keys() == {"easycache:@7,ret_steps=3"}
+    assert folder.read()["ceiling"]["psnr"] is None
+    text = (results / "results" / "table.txt").read_text()
+    assert "uniform:4,boundary=blocks" in text
+    assert "bit-identical" in text
+    assert json.loads((results / "results" / "table.json").read_text())[0]["method"] == "uncached"
+
+
+def test_items_say_what_happened(results):
+    folder = Folder(results / "results")
+    item = Item.load(folder.item("uniform:4", 1, 0))
+    assert item.prompt == PROMPTS.splitlines()[1]
+    assert [k for k, share in enumerate(item.per_step) if share] == list(item.branches["cond"])
+    assert len(item.step_errors) == STEPS
+    assert item.step_errors[0] == 0
+    assert item.step_errors[-1] > 0
+    assert (folder.root / item.clip).stat().st_size > 0
+    assert Item.load(folder.item("steps:4", 0, 0)).step_errors == ()
+    assert not list(folder.root.rglob(".*"))
+
+
+def test_it_goes_on_and_takes_more_methods(model, results, capsys):
+    folder = Folder(results / "results")
+    before = folder.item("uniform:4", 0, 0).stat().st_mtime_ns
+    assert bench(model, results, "uniform:4") == 2
+    assert "go on with it by --resume" in capsys.readouterr().err
+    gone = folder.item("uniform:4", 1, 0)
+    gone.unlink()
+    assert bench(model, results, "uniform:4 uniform:6", "--resume") == 0
+    assert gone.exists()
+    assert folder.item("uniform:4", 0, 0).stat().st_mtime_ns == before
+    assert "uniform:6" in capsys.readouterr().out
+    assert bench(model, results, "uniform:4", "--resume", "--guidance", 4) == 2
+    assert "it differs in request" in capsys.readouterr().err
+
+
+def test_a_method_that_fails_is_recorded(model, tmp_path, monkeypatch, capsys):
+    made, broken = specs.KINDS["uniform"], [True]
+
+    def sometimes(budget):
+        policy = made.make(budget)
+
+        class Failing:
+            boundary, begun = "output", 0
+
+            def begin(self, run):
+                Failing.begun += 1
+                if broken and run.timesteps and Failing.begun > 2:
+                    raise RuntimeError("out of luck")
+                return policy.begin(run)
+
+        return Failing()
+
+    monkeypatch.setitem(specs.KINDS, "uniform", specs.Kind("budget", int, sometimes))
+    assert bench(model, tmp_path, "uniform:4 steps:4") == 1
+    out = capsys.readouterr().out
+    assert "(1 failed)" in out
+    assert "1 item(s) failed" in out
+    folder = Folder(tmp_path / "results")
+    assert "out of luck" in Item.load(folder.item("uniform:4", 1, 0)).error
+    assert not Item.load(folder.item("steps:4", 1, 0)).error
+    broken.clear()
+    assert bench(model, tmp_path, "uniform:4 steps:4", "--resume") == 0
+    assert not Item.load(folder.item("uniform:4", 1, 0)).error
+
+
+def test_interrupted(model, tmp_path, monkeypatch, capsys):
+    from stepcache import benchmark
+
+    original, calls = benchmark.run_once, []
+
+    def run_once(pipe, request, contender):
+        calls.append(contender.name)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return original(pipe, request, contender)
+
+    monkeypatch.setattr(benchmark, "run_once", run_once)
+    assert bench(model, tmp_path, "uniform:4 steps:4") == 130
+    done = len(Folder(tmp_path / "results").items())
+    assert 0 < done < 6
+    assert not list(tmp_path.rglob(".*tmp"))
+    monkeypatch.undo()
+    assert bench(model, tmp_path, "uniform:4 steps:4", "--resume") == 0
+    assert len(Folder(tmp_path / "results").items()) == 6
+    capsys.readouterr()
+
+
+def test_disc_full(model, tmp_path, monkeypatch, capsys):
+    from stepcache import benchmark
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(benchmark, "write_clip", full)
+    assert bench(model, tmp_path, "uniform:4") == 2
+    assert "No space left" in capsys.readouterr().err
+    assert Folder(tmp_path / "results").items() == []
+
+
+@pytest.mark.parametrize(
+    ("policies", "flags", "message"),
+    [
+        ("uniform:9", (), "uniform:9"),
+        ("lemica:25", (), "lemica:25"),
+        ("uniform:4", ("--seeds", "1,1"), "each seed once"),
+        ("uniform:4", ("--width", 50), "multiple of 16"),
+    ],
+)
+def test_mistakes_are_told_before_anything_runs(model, tmp_path, capsys, policies, flags, message):
+    assert bench(model, tmp_path, policies, *flags) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "results" / "items").exists()
+
+
+def test_vbench_names(model, tmp_path, capsys):
+    (tmp_path / "prompts.json").write_text('[{"prompt_en": "a cat"}, {"prompt_en": "a cat"}]')
+    arguments = ["bench", "--model", model, "--prompts", str(tmp_path / "prompts.json"), "--policies", "uniform:4"]
+    out = tmp_path / "results"
+    assert main([*arguments, "--steps", "8", "--seeds", "0,1", "--vbench", "--out", str(out)]) == 0
+    names = {p.name for p in (out / "clips" / "uniform_4").iterdir()}
+    assert names == {"a cat-0.mp4", "a cat-1.mp4"}
+    capsys.readouterr()
+
+
+def test_damaged_item(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text("{}")
+    with pytest.raises(ValueError, match="remove it and resume"):
+        Item.load(path)
+
+
+def test_rows_of_identical_and_failed_items():
+    same = Item("m", 0, "p", 0, computed=4.0, loop_seconds=1.0, reference_seconds=2.0, ssim=1.0, identical=True)
+    other = Item("m", 1, "q", 0, computed=4.0, loop_seconds=1.0, reference_seconds=2.0, ssim=0.5, psnr=20.0)
+    both = row("m", [same, other], 8)
+    assert (both.psnr, both.psnr_worst, both.ssim_worst, both.speedup) == (20.0, 20.0, 0.5, 2.0)
+    assert row("m", [same], 8).psnr is None
+    assert row("m", [Item("m", 0, "p", 0, error="x")], 8).failed == 1
+    assert slug("a/b:c,d") == "a_b_c_d"

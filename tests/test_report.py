@@ -1,0 +1,294 @@
+"""`stepcache report`: the page in a real browser (Debian's Chromium), and what it does with odd input."""
+
+import json
+import os
+import shutil
+import time
+
+import numpy as np
+import pytest
+
+from stepcache import report
+from stepcache.cli import main
+from stepcache.report import charts
+from stepcache.results import Folder, Item
+from stepcache.video import write_clip
+
+STEPS, FRAMES = 8, 9
+HOSTILE = [
+    "a plain prompt",
+    '</script><script>document.title="taken"</script><img src=x onerror="document.title=1"> & '
+    "'quotes' \"double\" {{ 7*7 }}",
+    "🐈 " + "a long prompt " * 150,
+]
+METHODS = ("uncached", "uniform:4", "lemica:4,table=<b>&x", "steps:4")
+
+
+def grey(level):
+    return np.full((32, 48, 3), level, np.uint8)
+
+
+def level_of(frame, method):
+    """Every frame has a grey level of its own, every method another offset."""
+    return 20 + 22 * frame + 5 * METHODS.index(method)
+
+
+def folder_with(root, prompts, methods=METHODS, clip=None):
+    folder = Folder(root)
+    request = {"steps": STEPS, "guidance": 5.0, "width": 48, "height": 32, "num_frames": FRAMES, "negative_prompt": ""}
+    folder.root.mkdir(parents=True, exist_ok=True)
+    folder.write(
+        {
+            "model": "somewhere/<i>model</i>",
+            "request": request,
+            "prompts": prompts,
+            "seeds": [0],
+            "searched": {},
+            "fps": 8.0,
+            "structure": "Wan",
+            "sampler": "UniPC",
+            "machine": "a machine",
+            "dtype": "float32",
+            "versions": {"stepcache": "0"},
+            "date": "2026-01-01",
+            "lpips": "no weights",
+            "ceiling": {"psnr": None, "ssim": 1.0, "loop_ratio": 1.0},
+        }
+    )
+    for number, method in enumerate(methods):
+        for index, prompt in enumerate(prompts):
+            path = folder.clip(method, index, prompt, 0, False)
+            if clip is None:
+                write_clip(path, np.stack([grey(level_of(k, method)) for k in range(FRAMES)]), 8.0)
+            else:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(clip, path)
+            same = method == "uncached"
+            computed = STEPS if same else 4
+            Item(
+                method,
+                index,
+                prompt,
+                0,
+                computed=computed,
+                per_step=(1.0, 0.0) * 4 if not same else (1.0,) * STEPS,
+                loop_seconds=0.5 * computed / STEPS + 0.01 * number,
+                reference_seconds=0.5,
+                psnr=None if same else 30.0 + number + index,
+                ssim=0.9,
+                identical=same,
+                psnr_per_frame=(30.0,) * FRAMES,
+                step_errors=tuple(0.01 * k * (number + 1) for k in range(STEPS)),
+                clip=str(path.relative_to(root)),
+            ).save(folder.item(method, index, 0))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    root = tmp_path_factory.mktemp("report") / "results"
+    folder_with(root, HOSTILE)
+    assert main(["report", str(root)]) == 0
+    return root / "report.html"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium; STEPCACHE_CHROMIUM names another one."""
+    binary = os.environ.get("STEPCACHE_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    driver = shutil.which("chromedriver")
+    if not binary or not driver:
+        pytest.skip("no Chromium here: install Debian's chromium and chromium-driver")
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (pip install -e '.[dev]')")
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1200,900"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    found = webdriver.Chrome(options=options, service=Service(driver))
+    found.set_script_timeout(60)
+    yield found
+    found.quit()
+
+
+def opened(browser, path):
+    browser.get(path.as_uri())
+    wait(browser, "return document.body.dataset.loaded")
+    return browser
+
+
+def wait(browser, script, value=None, seconds=20):
+    for _ in range(seconds * 20):
+        found = browser.execute_script(script)
+        if found == value if value is not None else found:
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"{script} never came true")
+
+
+def pixel(browser, canvas, x=0.5):
+    """Mean grey of a canvas where it is `x` of its width from the left."""
+    return browser.execute_script(
+        "const c = document.getElementById(arguments[0]);"
+        "return c.getContext('2d').getImageData(Math.floor(arguments[1] * c.width), 8, 1, 1).data[0]",
+        canvas,
+        x,
+    )
+
+
+def press(browser, keys):
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    browser.execute_script("document.activeElement.blur()")
+    ActionChains(browser).send_keys(keys).perform()
+
+
+def frame_of(level, method):
+    return round((level - 20 - 5 * METHODS.index(method)) / 22)
+
+
+def test_the_players_run_in_lock_step(browser, page):
+    opened(browser, page)
+    for k in range(FRAMES):
+        assert abs(pixel(browser, "a") - level_of(k, "uncached")) <= 3
+        assert abs(pixel(browser, "b") - level_of(k, "steps:4")) <= 3
+        press(browser, "\ue014")  # arrow right
+    assert browser.execute_script("return document.body.dataset.frame") == "0"  # it came round
+    press(browser, "\ue012")
+    assert browser.execute_script("return document.body.dataset.frame") == str(FRAMES - 1)
+    press(browser, " ")
+    seen = set()
+    for _ in range(25):
+        both = "const v = (id) => document.getElementById(id).getContext('2d').getImageData(24, 8, 1, 1).data[0];"
+        a, b = browser.execute_script(both + "return [v('a'), v('b')]")
+        assert frame_of(a, "uncached") == frame_of(b, "steps:4")
+        seen.add(frame_of(a, "uncached"))
+        time.sleep(0.05)
+    assert len(seen) > 4
+    press(browser, " ")
+    assert browser.execute_script("return document.getElementById('play').textContent") == "play"
+
+
+def test_views(browser, page):
+    opened(browser, page)
+    press(browser, "2")
+    assert abs(pixel(browser, "both", 0.1) - level_of(0, "uncached")) <= 3
+    assert abs(pixel(browser, "both", 0.9) - level_of(0, "steps:4")) <= 3
+    press(browser, "]" * 10)
+    assert abs(pixel(browser, "both", 0.9) - level_of(0, "uncached")) <= 3
+    press(browser, "3")
+    assert abs(pixel(browser, "both") - 15) <= 3
+    assert "brightness(8)" in browser.execute_script("return document.getElementById('both').style.filter")
+    browser.find_element("css selector", "[data-mode=side]").click()
+    assert browser.find_element("id", "a").is_displayed()
+    assert not browser.find_element("id", "both").is_displayed()
+
+
+def test_prompts_are_data(browser, page):
+    opened(browser, page)
+    title = browser.title
+    for text in (*HOSTILE[1:], HOSTILE[0]):
+        press(browser, "n")
+        wait(browser, f"return document.getElementById('text').textContent.includes({json.dumps(text[:40])})", True)
+    assert browser.title == title
+    assert "Wan" in title
+    shown = browser.find_element("css selector", "#table tbody").text
+    assert "lemica:4,table=<b>&x" in shown
+    assert "49" not in browser.execute_script("return document.getElementById('prompt').textContent")
+
+
+def test_choosing_and_sorting(browser, page):
+    opened(browser, page)
+    browser.execute_script(
+        "const s = document.getElementById('right'); s.value = 'uniform:4'; s.dispatchEvent(new Event('change'))"
+    )
+    wait(browser, "return document.body.dataset.loaded", "0 uncached uniform:4")
+    assert abs(pixel(browser, "b") - level_of(0, "uniform:4")) <= 3
+    assert "4 steps: 31.00 dB" in browser.find_element("id", "b-name").text
+    heads = browser.find_elements("css selector", "#table thead button")
+    heads[5].click()
+    rows = browser.find_elements("css selector", "#table tbody th")
+    assert [r.text for r in rows][0] == "steps:4"
+    browser.find_element("id", "theme").click()
+    assert browser.execute_script("return document.documentElement.dataset.theme") in ("dark", "light")
+
+
+def test_nothing_complains_and_nothing_is_loaded_from_elsewhere(browser, page):
+    opened(browser, page)
+    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+    urls = browser.execute_script("return performance.getEntriesByType('resource').map((e) => e.name)")
+    assert all(url.startswith(("blob:", "data:")) for url in urls)
+    for width in (390, 1200):  # a phone scrolls the table, not the page
+        browser.set_window_size(width, 900)
+        wide = browser.execute_script("return document.documentElement.scrollWidth - window.innerWidth")
+        assert wide <= 0
+
+
+def test_a_clip_that_is_gone(browser, tmp_path, capsys):
+    folder = folder_with(tmp_path / "r", HOSTILE[:1], METHODS[:2])
+    folder.clip("uniform:4", 0, HOSTILE[0], 0, False).unlink()
+    assert main(["report", str(folder.root), "--no-figures"]) == 0
+    assert "1 clip(s) are gone" in capsys.readouterr().out
+    opened(browser, folder.root / "report.html")
+    assert "no clip of uniform:4" in browser.find_element("id", "status").text
+
+
+@pytest.mark.slow
+def test_forty_prompts_open_quickly(browser, tmp_path):
+    moving = np.random.default_rng(0).integers(0, 255, (24, 12, 20, 3)).astype(np.uint8)
+    clip = tmp_path / "clip.mp4"
+    write_clip(clip, moving.repeat(16, 1).repeat(16, 2), 16.0)
+    methods = ("uncached", *(f"uniform:{b}" for b in range(2, 9)))
+    folder = folder_with(tmp_path / "r", [f"prompt {i}" for i in range(40)], methods, clip)
+    assert main(["report", str(folder.root), "--no-figures"]) == 0
+    page = folder.root / "report.html"
+    assert page.stat().st_size < 60 * 2**20
+    began = time.perf_counter()
+    browser.get(page.as_uri())
+    assert browser.execute_script("return document.readyState") == "complete"
+    assert time.perf_counter() - began < 6  # 3 s undisturbed: docs/benchmarks.md
+
+
+def test_figures(page):
+    names = {p.name for p in (page.parent / "figures").iterdir()}
+    assert names == {f"{n}.{e}" for n in ("psnr", "ssim", "speedup") for e in ("svg", "png")}
+    assert all(p.stat().st_size > 5000 for p in (page.parent / "figures").iterdir())
+
+
+def test_small_previews(tmp_path):
+    from stepcache.video import open_clip, write_preview
+
+    frames = np.random.default_rng(0).integers(0, 255, (5, 90, 160, 3), dtype=np.uint8)
+    write_clip(tmp_path / "large.mkv", frames, 8.0)
+    write_preview(tmp_path / "small.mp4", open_clip(tmp_path / "large.mkv"), 64)
+    small = open_clip(tmp_path / "small.mp4")
+    assert (small.width, small.height, len(list(small))) == (64, 36, 5)
+    write_preview(tmp_path / "same.mp4", small, 64)
+    assert (tmp_path / "same.mp4").read_bytes() == (tmp_path / "small.mp4").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [
+        (lambda root: None, "does not exist"),
+        (lambda root: (root.mkdir(), (root / "bench.json").write_text("{}")), "not a stepcache.bench file"),
+        (lambda root: folder_with(root, [], ()), "holds no items yet"),
+    ],
+)
+def test_bad_folders(tmp_path, capsys, prepare, message):
+    prepare(tmp_path / "r")
+    assert main(["report", str(tmp_path / "r")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "r" / "report.html").exists()
+
+
+def test_axes():
+    assert charts.Axis(0, 10, 0, 100).ticks() == [0, 2, 4, 6, 8, 10]
+    assert charts.Axis(0.02, 3, 0, 100, log=True).ticks() == [0.1, 1.0]
+    assert charts.Axis(1, 100, 0, 10, log=True).at(10) == 5
+    assert charts.padded([3.0, 3.0]) == (2.85, 3.15)
+    assert charts.family("lemica:25,predict=checked") == "lemica,predict=checked"
+    assert charts.label("plan:/a/b/p.json,x=c/d") == "plan:p.json,x=d"
+    assert report.embedded({"a": "</script>&"}) == '{"a": "\\u003c/script\\u003e\\u0026"}'
