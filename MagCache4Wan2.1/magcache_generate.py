@@ -476,12 +476,12 @@ class SelfCheck:
         turned = self._turn(increments)
         if not all(name in self._gains for name in turned):
             return None
-        names = turned if self.check.basis == "guidance" else [branch]
+        names = [branch] if branch in turned else list(turned)  # the first branch is difference plus second
         believed = {}
         for name in names:
             parts = zip(self._gains[name], self._bands(turned[name]), strict=True)
             believed[name] = torch.stack([gain * part for gain, part in parts]).sum(0)
-        return self._turn_back(believed, increments)[branch]
+        return believed[branch] if branch in turned else believed["difference"] + believed[list(increments)[1]]
 
     def _gain(self, happened: torch.Tensor, predicted: torch.Tensor) -> torch.Tensor:
         over = list(range(1 if self.batched else 0, happened.ndim))
@@ -494,12 +494,6 @@ class SelfCheck:
             return by_branch
         (_, first), (name, second) = by_branch.items()
         return {"difference": first - second, name: second}
-
-    def _turn_back(self, turned: dict[str, torch.Tensor], like: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        if "difference" not in turned:
-            return turned
-        first, second = like
-        return {first: turned["difference"] + turned[second], second: turned[second]}
 
     def _bands(self, x: torch.Tensor) -> list[torch.Tensor]:
         """Parts that add up to `x`, coarse first."""
@@ -743,7 +737,7 @@ class StepCache:
         """
         if self.run is None:
             raise RuntimeError("StepCache.enter was called before StepCache.begin; the host must announce the run.")
-        start = _now(x)
+        start = timestamp(x)
         branch = self._find(key, holder)
         ended = self._step_over or (branch is not None and branch.name in self._visited)  # it came round again
         if self._decider is None or (ended and self._step == self.run.num_steps - 1):
@@ -902,7 +896,7 @@ class StepCache:
 
     def leave(self, call: Call, x: torch.Tensor) -> None:
         """The call is over; `x` is on the device it ran on. Only times are taken here."""
-        self._spans.append((call.compute, call.step, call.start, _now(x)))
+        self._spans.append((call.compute, call.step, call.start, timestamp(x)))
 
     def summary(self) -> RunSummary:
         """What the current or last trajectory did so far."""
@@ -984,7 +978,7 @@ def _float(x: torch.Tensor) -> torch.Tensor:
     return x.detach().to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _now(x: torch.Tensor) -> Any:
+def timestamp(x: torch.Tensor) -> Any:
     """A point in time: on CUDA an event (no synchronisation until the summary reads it), else seconds."""
     if x.is_cuda:
         event = torch.cuda.Event(enable_timing=True)
@@ -993,7 +987,7 @@ def _now(x: torch.Tensor) -> Any:
     return time.perf_counter()
 
 
-def _seconds(start: Any, stop: Any) -> float:
+def elapsed(start: Any, stop: Any) -> float:
     if isinstance(start, float):
         return float(stop - start)
     stop.synchronize()
@@ -1065,10 +1059,10 @@ class RunSummary:
 def _summarise(cache: StepCache) -> RunSummary:
     branches = tuple(BranchSummary(b.name, tuple(b.computed), tuple(b.reused)) for b in cache._branches)
     spans = cache._spans
-    loop = _seconds(spans[0][2], spans[-1][3]) if spans else 0.0
+    loop = elapsed(spans[0][2], spans[-1][3]) if spans else 0.0
     per_step: dict[bool, dict[int, float]] = {True: {}, False: {}}
     for computed, step, start, stop in spans[1:]:  # the first call warms caches and allocators up
-        per_step[computed][step] = per_step[computed].get(step, 0.0) + _seconds(start, stop)
+        per_step[computed][step] = per_step[computed].get(step, 0.0) + elapsed(start, stop)
     mixed = set(per_step[True]) & set(per_step[False])
     mean = {
         kind: sum(times) / len(times) if (times := [s for k, s in steps.items() if k not in mixed and k > 0]) else None

@@ -37,6 +37,8 @@ from stepcache.prompts import read_prompts
 
 LEAST_BUDGET = 3
 """Of fewer computed steps nothing can be extrapolated."""
+ANCHOR = 5
+"""The accelerated run computes every so many-th step."""
 STORED = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -57,7 +59,7 @@ def calibrate(
         pipe: any pipeline whose guidance is `uncond + g (cond - uncond)` in two calls, or that has one call a step.
         runs: (prompt, seed) pairs; those that `known` has are left out.
         sample: `sample(prompt, seed)` runs the pipeline once and returns the final latent.
-        decode: latent -> frames [T, H, W, 3] uint8. Given, the first run is made once more in a quarter of its steps,
+        decode: latent -> frames [T, H, W, 3] uint8. Given, the first run is made once more in a fifth of its steps,
             to learn what PSNR forecasts come to.
         known: a calibration to go on with.
         save: called with the calibration after every run.
@@ -75,9 +77,9 @@ def calibrate(
         with accelerate(pipe, recorder):
             final = sample(prompt, seed)
         found = recorder.finish(prompt, seed)
-        if decode is not None and calibration is None and found.num_steps >= 4 * LEAST_BUDGET:
+        if decode is not None and calibration is None and found.num_steps >= ANCHOR * LEAST_BUDGET:
             run = replace(
-                found.runs[0], anchors=(_anchor(pipe, found.num_steps // 4, prompt, seed, sample, final, decode),)
+                found.runs[0], anchors=(_anchor(pipe, found.num_steps // ANCHOR, prompt, seed, sample, final, decode),)
             )
             found = replace(found, runs=(run,))
         calibration = found if calibration is None else calibration.merged(found)

@@ -69,12 +69,12 @@ class SelfCheck:
         turned = self._turn(increments)
         if not all(name in self._gains for name in turned):
             return None
-        names = turned if self.check.basis == "guidance" else [branch]
+        names = [branch] if branch in turned else list(turned)  # the first branch is difference plus second
         believed = {}
         for name in names:
             parts = zip(self._gains[name], self._bands(turned[name]), strict=True)
             believed[name] = torch.stack([gain * part for gain, part in parts]).sum(0)
-        return self._turn_back(believed, increments)[branch]
+        return believed[branch] if branch in turned else believed["difference"] + believed[list(increments)[1]]
 
     def _gain(self, happened: torch.Tensor, predicted: torch.Tensor) -> torch.Tensor:
         over = list(range(1 if self.batched else 0, happened.ndim))
@@ -87,12 +87,6 @@ class SelfCheck:
             return by_branch
         (_, first), (name, second) = by_branch.items()
         return {"difference": first - second, name: second}
-
-    def _turn_back(self, turned: dict[str, torch.Tensor], like: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        if "difference" not in turned:
-            return turned
-        first, second = like
-        return {first: turned["difference"] + turned[second], second: turned[second]}
 
     def _bands(self, x: torch.Tensor) -> list[torch.Tensor]:
         """Parts that add up to `x`, coarse first."""

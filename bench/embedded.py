@@ -1,0 +1,105 @@
+"""The project's own benchmark on the embedded model: `stepcache bench`, `stepcache report`, and docs/benchmarks.md.
+
+    python bench/embedded.py                 a quarter of an hour on two cores; --resume goes on
+
+Prompts are `assets/tiny-wan/evaluation_prompts.txt`; plans (`bench/plans`) were made from other prompts and seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+from stepcache.cli import main as stepcache
+from stepcache.plan import write_atomically
+from stepcache.report.charts import label
+from stepcache.results import REFERENCE, Folder, Row, table
+
+ROOT = Path(__file__).resolve().parent.parent
+MODEL = ROOT / "assets" / "tiny-wan"
+WAN = "table=wan2.1-t2v-1.3B"
+RATIOS = f"ratios={MODEL / 'magcache_ratios.json'}"
+POLICIES = [
+    *(f"plan:{ROOT / 'bench' / 'plans' / f'checked-{b}.json'}" for b in (25, 20, 17, 14, 10)),
+    *(f"checked:{b}" for b in (25, 17)),
+    *(f"uniform:{b}" for b in (25, 17)),
+    *(f"lemica:{b},{WAN}" for b in (25, 17)),
+    *(f"lemica:{b},predict=checked,{WAN}" for b in (25, 17)),
+    *(f"easycache:@{b}" for b in (25, 17)),
+    *(f"magcache:@{b},K=6,{RATIOS}" for b in (25, 17)),
+    *(f"taylorseer:{n}" for n in (2, 3)),
+    *(f"steps:{b}" for b in (25, 17)),
+    *(f"fbcache:@{b}" for b in (25, 17)),
+    "seacache:@25",
+    *(f"diffusers-taylorseer:{n}" for n in (2, 3)),
+    "cachedit:@25,W=4",
+    "cachedit:@25,W=4,taylor=1",
+]
+
+
+def markdown(rows: list[Row]) -> str:
+    """The table as Markdown."""
+    lines = ["| method | computed | speed-up | ideal | PSNR, dB | worst | SSIM | worst |", "|---" * 8 + "|"]
+    for r in rows:
+        if r.failed == r.items:
+            lines.append(f"| {label(r.method)} | failed | | | | | | |")
+            continue
+        own = r.method == REFERENCE
+        psnr = ["-", "-"] if own else [_decibel(r.psnr), _decibel(r.psnr_worst)]
+        ssim = ["-", "-"] if own else [f"{r.ssim:.4f}", f"{r.ssim_worst:.4f}"]
+        cells = [f"{r.computed:.1f}", f"{r.speedup:.2f}x", f"{r.ideal:.2f}x", *psnr, *ssim]
+        lines.append(f"| {label(r.method)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _decibel(value: float | None) -> str:
+    return "same" if value is None else f"{value:.1f}"
+
+
+def document(folder: Folder) -> str:
+    """docs/benchmarks.md."""
+    about = folder.read()
+    searched = ", ".join(f"`{label(name)}` {value:.4g}" for name, value in about["searched"].items())
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    request = about["request"]
+    return f"""# Benchmarks on the embedded model
+
+Made by `python bench/embedded.py` on {about["date"]}; do not edit. {about["machine"]}, {about["dtype"]}; {versions}.
+
+{len(about["prompts"])} prompts, seed 0, {request["steps"]} steps of {about["sampler"]},
+guidance {request["guidance"]:g}, {request["num_frames"]} frames of {request["width"]} x {request["height"]}. Plans come from eight other prompts
+([planning.md](planning.md)); `lemica` borrows the list published for Wan2.1-T2V-1.3B. What the columns mean and how
+peers' steps are counted: [bench.md](bench.md). These figures are about a small model and say nothing of Wan2.1.
+
+![PSNR over computed steps](figures/benchmark-psnr.svg)
+
+{markdown(table(folder))}
+
+Thresholds that were searched: {searched}.
+"""
+
+
+def main() -> int:
+    """Run, report, write the document and its figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", default=str(ROOT / "outputs" / "bench"))
+    parser.add_argument("--resume", action="store_true")
+    args = parser.parse_args()
+    arguments = ["--model", str(MODEL), "--prompts", str(MODEL / "evaluation_prompts.txt"), "--guidance", "5"]
+    if args.resume:
+        arguments.append("--resume")
+    code = stepcache(["bench", *arguments, "--policies", " ".join(POLICIES), "--out", args.out])
+    if code not in (0, 1) or stepcache(["report", args.out]):
+        return 2
+    figures = ROOT / "docs" / "figures"
+    figures.mkdir(exist_ok=True)
+    for name in ("psnr", "speedup"):
+        shutil.copyfile(Path(args.out) / "figures" / f"{name}.svg", figures / f"benchmark-{name}.svg")
+    write_atomically(ROOT / "docs" / "benchmarks.md", document(Folder(Path(args.out))))
+    print("wrote docs/benchmarks.md and docs/figures/")
+    return code
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
