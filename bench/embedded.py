@@ -67,8 +67,9 @@ def document(folder: Folder) -> str:
 
 Made by `python bench/embedded.py` on {about["date"]}; do not edit. {about["machine"]}, {about["dtype"]}; {versions}.
 
-{len(about["prompts"])} prompts, seed 0, {request["steps"]} steps of {about["sampler"]},
-guidance {request["guidance"]:g}, {request["num_frames"]} frames of {request["width"]} x {request["height"]}. Plans come from eight other prompts
+{len(about["prompts"])} prompts, seed 0, {request["steps"]} steps of {about["sampler"]}, guidance
+{request["guidance"]:g}, {request["num_frames"]} frames of {request["width"]} x {request["height"]}.
+Plans come from eight other prompts
 ([planning.md](planning.md)); `lemica` borrows the list published for Wan2.1-T2V-1.3B. What the columns mean and how
 peers' steps are counted: [bench.md](bench.md). These figures are about a small model and say nothing of Wan2.1.
 
