@@ -188,7 +188,7 @@ class Methods:
 
     def refined(self, budget: int) -> Plan | None:
         """What `stepcache plan --refine` made on the calibration prompts; see docs/planning.md."""
-        path = MODEL / "plans" / f"checked-{budget}.json"
+        path = ROOT / "bench" / "plans" / f"checked-{budget}.json"
         return anywhere(Plan.load(path)) if path.exists() else None
 
     def fewer_steps(self, budget: int) -> list[dict[str, Any]]:
