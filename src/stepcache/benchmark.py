@@ -25,16 +25,18 @@ from tqdm import tqdm
 from stepcache import __version__
 from stepcache.calibrate import read_seeds
 from stepcache.generate import Request, check_writable, load_pipeline, model_defaults, request_from
-from stepcache.hosts.diffusers import model_name
+from stepcache.hosts.diffusers import accelerate, model_name
 from stepcache.lpips import LPIPS, find_lpips
 from stepcache.meter import Result, run_once
 from stepcache.metrics import compare_clips, finite
 from stepcache.plan import Trajectory
+from stepcache.policies import Off
 from stepcache.prompts import clip_name, read_prompts
 from stepcache.results import REFERENCE, Folder, Item, merge
 from stepcache.specs import Contender, Search, help_text, parse
 from stepcache.video import write_clip
 
+UNCACHED = Contender(REFERENCE, lambda pipe, _: accelerate(pipe, Off()), policy=Off())
 SEARCH_PROMPTS, SEARCH_TRIALS = 3, 10
 """A threshold is searched on the first prompts, by so many bisections of its logarithm."""
 
@@ -51,12 +53,9 @@ class Bench:
     by_prompt: bool = False
     other_seconds: float = 0.0
 
-    def references(self, prompt: str, seed: int) -> Result:
+    def reference(self, prompt: str, seed: int) -> Result:
         """The uncached run."""
-        uncached = parse(REFERENCE)[0]
-        if isinstance(uncached, Search):
-            raise TypeError("the reference is not searched for.")
-        return run_once(self.pipe, replace(self.request, prompt=prompt, seed=seed), uncached)
+        return run_once(self.pipe, replace(self.request, prompt=prompt, seed=seed), UNCACHED)
 
     def item(self, contender: Contender, index: int, prompt: str, seed: int, reference: Result) -> Item:
         """Run one method once, measure it, write clip and JSON."""
@@ -237,7 +236,7 @@ def about(pipe: Any, lpips_note: str) -> dict[str, Any]:
 def warm_up(bench: Bench, prompt: str, seed: int) -> None:
     """Two steps, not measured: allocators, kernels, caches of the file system."""
     short = replace(bench, request=replace(bench.request, steps=min(2, bench.request.steps)))
-    short.references(prompt, seed)
+    short.reference(prompt, seed)
 
 
 def resolve(
@@ -267,9 +266,7 @@ def run_items(
 
     The uncached run of a prompt and seed is made once and kept while its methods run.
     """
-    reference = parse(REFERENCE)[0]
-    everyone = [c for c in (reference, *contenders) if isinstance(c, Contender)]
-    everyone = list({c.name: c for c in everyone}.values())
+    everyone = list({c.name: c for c in (UNCACHED, *contenders)}.values())
     pairs = [(i, prompt, seed) for i, prompt in enumerate(prompts) for seed in seeds]
     failed = 0
     with tqdm(total=len(pairs) * len(everyone), desc="bench", unit="item", dynamic_ncols=True) as bar:
@@ -278,9 +275,9 @@ def run_items(
             bar.update(len(everyone) - len(todo))
             if not todo:
                 continue
-            uncached = bench.references(prompt, seed)
+            uncached = bench.reference(prompt, seed)
             if "ceiling" not in description:
-                description["ceiling"] = ceiling(uncached, bench.references(prompt, seed))
+                description["ceiling"] = ceiling(uncached, bench.reference(prompt, seed))
                 bench.folder.write(description)
             for contender in todo:
                 bar.set_postfix_str(f"prompt {index}, {contender.name}"[:50])

@@ -8,8 +8,10 @@ from __future__ import annotations
 import argparse
 import base64
 import json
+import os
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,16 +95,29 @@ def load_clips(folder: Folder, results: Results, width: int, count: int | None) 
     """Clips as base64 of small MP4s, "method|index|seed" -> text, and what could not be read."""
     items = [i for group in results.items.values() for i in group if i.clip and (count is None or i.index < count)]
     found, missing = {}, []
-    with tempfile.TemporaryDirectory(prefix="stepcache-") as scratch:
-        small = Path(scratch) / "clip.mp4"
-        for item in tqdm(items, desc="clips", unit="clip", dynamic_ncols=True, leave=False):
-            try:
-                write_preview(small, open_clip(folder.root / item.clip), width)
-            except (OSError, ValueError):
+    with tempfile.TemporaryDirectory(prefix="stepcache-") as scratch, ThreadPoolExecutor(os.cpu_count()) as pool:
+        paths = [(folder.root / item.clip, Path(scratch) / f"{n}.mp4", width) for n, item in enumerate(items)]
+        bar = tqdm(
+            pool.map(_shrunk, paths), total=len(items), desc="clips", unit="clip", dynamic_ncols=True, leave=False
+        )
+        for item, content in zip(items, bar, strict=True):
+            if content is None:
                 missing.append(item.clip)
-                continue
-            found[f"{item.method}|{item.index}|{item.seed}"] = base64.b64encode(small.read_bytes()).decode()
+            else:
+                found[f"{item.method}|{item.index}|{item.seed}"] = base64.b64encode(content).decode()
     return found, missing
+
+
+def _shrunk(task: tuple[Path, Path, int]) -> bytes | None:
+    """A small copy of a clip, made in a scratch file; `None` if it cannot be read."""
+    path, scratch, width = task
+    try:
+        write_preview(scratch, open_clip(path), width)
+        content = scratch.read_bytes()
+        scratch.unlink()
+    except (OSError, ValueError):
+        return None
+    return content
 
 
 def page(results: Results, clips: dict[str, str]) -> str:
