@@ -4,6 +4,8 @@ import json
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from stepcache import specs
 from stepcache.cli import main
@@ -11,6 +13,7 @@ from stepcache.generate import Request, load_pipeline
 from stepcache.meter import Meter, run_once
 from stepcache.policies import EasyCache, LeMiCa, MagCache
 from stepcache.results import Folder, Item, row, slug, table
+from stepcache.shards import part, shard_from
 from stepcache.specs import Contender, Search, parse, parse_one
 
 STEPS = 8
@@ -236,6 +239,7 @@ def test_disc_full(model, tmp_path, monkeypatch, capsys):
         ("uniform:9", (), "uniform:9"),
         ("lemica:25", (), "lemica:25"),
         ("uniform:4", ("--seeds", "1,1"), "each seed once"),
+        ("uniform:4", ("--shard", "3/2"), "expected 0 to 1"),
         ("uniform:4", ("--width", 50), "multiple of 16"),
     ],
 )
@@ -243,6 +247,50 @@ def test_mistakes_are_told_before_anything_runs(model, tmp_path, capsys, policie
     assert bench(model, tmp_path, policies, *flags) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "results" / "items").exists()
+
+
+def test_shards_merge_into_the_whole(model, tmp_path, capsys):
+    for i in range(2):
+        assert bench(model, tmp_path, "uniform:4", "--shard", f"{i}/2", out=f"part{i}") == 0
+    parts = [str(tmp_path / f"part{i}") for i in range(2)]
+    assert [len(Folder(tmp_path / f"part{i}").items()) for i in range(2)] == [2, 2]
+    out = str(tmp_path / "results")
+    assert main(["bench", "--merge", parts[0], "--out", out]) == 1
+    assert "2 item(s) are missing" in capsys.readouterr().out
+    assert main(["bench", "--merge", *parts, "--out", out]) == 0
+    assert "all items are there" in capsys.readouterr().out
+    assert bench(model, tmp_path, "uniform:4", out="whole") == 0
+    whole, merged = ({(i.method, i.index): i for i in Folder(tmp_path / n).items()} for n in ("whole", "results"))
+    assert whole.keys() == merged.keys()
+    for key, item in whole.items():
+        assert (item.psnr, item.per_step, item.step_errors) == (
+            merged[key].psnr,
+            merged[key].per_step,
+            merged[key].step_errors,
+        )
+        assert (tmp_path / "results" / item.clip).exists()
+    assert bench(model, tmp_path, "uniform:4", "--guidance", 4, out="other") == 0
+    assert main(["bench", "--merge", parts[0], str(tmp_path / "other"), "--out", out]) == 2
+    assert "request differ" in capsys.readouterr().err
+
+
+def test_which_shard():
+    assert shard_from("1/4") == (1, 4)
+    assert shard_from("auto", {"RANK": "2", "WORLD_SIZE": "3"}) == (2, 3)
+    slurm = {"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_COUNT": "4", "SLURM_ARRAY_TASK_MIN": "3"}
+    assert shard_from("auto", {**slurm, "RANK": "0", "WORLD_SIZE": "1"}) == (2, 4)
+    for text in ("4/4", "-1/4", "1", "a/b", "1/2/3"):
+        with pytest.raises(ValueError, match="--shard"):
+            shard_from(text, {})
+    with pytest.raises(ValueError, match="SLURM_ARRAY_TASK_ID and"):
+        shard_from("auto", {})
+
+
+@given(st.integers(0, 40), st.integers(1, 7))
+def test_shards_are_a_partition(count, shards):
+    parts = [part(range(count), (i, shards)) for i in range(shards)]
+    assert sorted(k for p in parts for k in p) == list(range(count))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
 def test_vbench_names(model, tmp_path, capsys):

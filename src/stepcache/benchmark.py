@@ -33,6 +33,7 @@ from stepcache.plan import Trajectory
 from stepcache.policies import Off
 from stepcache.prompts import clip_name, read_prompts
 from stepcache.results import REFERENCE, Folder, Item, merge
+from stepcache.shards import merge_folders, part, shard_from
 from stepcache.specs import Contender, Search, help_text, parse
 from stepcache.video import write_clip
 
@@ -127,9 +128,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.set_defaults(run=run)
     add = parser.add_argument
-    add("--model", required=True, metavar="DIR_OR_ID", help="folder or hub id of a diffusers Wan pipeline")
-    add("--prompts", required=True, metavar="FILE", help="text file, one prompt a line; or VBench's JSON")
-    add("--policies", required=True, metavar="LIST", help="methods, separated by spaces: see below")
+    add("--model", metavar="DIR_OR_ID", help="folder or hub id of a diffusers Wan pipeline")
+    add("--prompts", metavar="FILE", help="text file, one prompt a line; or VBench's JSON")
+    add("--policies", metavar="LIST", help="methods, separated by spaces: see below")
     add("--out", required=True, metavar="DIR", help="folder for items, clips and the table")
     add("--seeds", default="0", help="seeds for every prompt, separated by commas (0)")
     add("--resume", action="store_true", help="go on with --out: what is there is not run again, failures are")
@@ -142,12 +143,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--device", help="default: cuda if there is one, else cpu")
     add("--dtype", choices=("float32", "bfloat16", "float16"), help="default: bfloat16 on cuda, float32 on cpu")
     add("--lpips_backbone", metavar="FILE", help="AlexNet's weights (default: torch.hub's checkpoint folder)")
+    add(
+        "--shard", metavar="I/N", help="run every N-th prompt and seed from the I-th on; auto: as Slurm or torchrun say"
+    )
+    add("--merge", nargs="+", metavar="DIR", help="merge the folders of shards into --out instead of running anything")
     add("--vbench", action="store_true", help="name the clips PROMPT-SEED.mp4, as VBench expects them")
 
 
 def run(args: argparse.Namespace) -> int:
     """Check everything that can be checked, load, run what is not there yet, merge; 1 if a method failed."""
     folder = Folder(Path(args.out))
+    if args.merge:
+        missing = merge_folders([Path(path) for path in args.merge], folder.root)
+        print(merge(folder))
+        print(f"{missing} item(s) are missing; run their shards." if missing else "all items are there")
+        return 1 if missing else 0
+    if not (args.model and args.prompts and args.policies is not None):
+        raise ValueError("give --model, --prompts and --policies, or --merge DIRS.")
+    shard = shard_from(args.shard) if args.shard else (0, 1)
     prompts, seeds = read_prompts(args.prompts), read_seeds(args.seeds)
     contenders = parse(args.policies)
     defaults = model_defaults(args.model)
@@ -168,7 +181,8 @@ def run(args: argparse.Namespace) -> int:
     folder.write(description)
     warm_up(bench, prompts[0], seeds[0])
     resolved = resolve(bench, contenders, prompts, seeds[0], description)
-    failed = run_items(bench, resolved, prompts, seeds, description)
+    pairs = part([(i, prompt, seed) for i, prompt in enumerate(prompts) for seed in seeds], shard)
+    failed = run_items(bench, resolved, pairs, description)
     total = time.perf_counter() - began
     text = merge(folder)
     print(text)
@@ -260,14 +274,13 @@ def resolve(
 
 
 def run_items(
-    bench: Bench, contenders: list[Contender], prompts: list[str], seeds: list[int], description: dict[str, Any]
+    bench: Bench, contenders: list[Contender], pairs: list[tuple[int, str, int]], description: dict[str, Any]
 ) -> int:
-    """Run what is not there yet; the number of items that failed.
+    """Run what is not there yet of the (index, prompt, seed) pairs; the number of items that failed.
 
     The uncached run of a prompt and seed is made once and kept while its methods run.
     """
     everyone = list({c.name: c for c in (UNCACHED, *contenders)}.values())
-    pairs = [(i, prompt, seed) for i, prompt in enumerate(prompts) for seed in seeds]
     failed = 0
     with tqdm(total=len(pairs) * len(everyone), desc="bench", unit="item", dynamic_ncols=True) as bar:
         for index, prompt, seed in pairs:
