@@ -48,6 +48,8 @@ Basis = Literal["branch", "guidance"]
 BASES = ("branch", "guidance")
 Modulation = Callable[[float], tuple[Any, Any]]
 """timestep -> (time embedding e, its projection e0), the tensors that modulate the blocks: what TeaCache measures."""
+EARLY = 0.25
+"""Share of the run in which checked plans repeat outputs (docs/planning.md has the measurement)."""
 SCHEMA, SCHEMA_VERSION = "stepcache.plan", 1
 
 
@@ -276,7 +278,7 @@ class Plan:
             self,
             num_steps=num_steps,
             computed=computed,
-            weights=first_order(computed, num_steps) if self.check else (),
+            weights=first_order(computed, num_steps, EARLY) if self.check else (),
             timesteps=None,
             errors=(),
             figures=(),
@@ -284,8 +286,11 @@ class Plan:
         )
 
     def checked(self, check: Check | None = None) -> Plan:
-        """The same schedule with first-order extrapolation of the reused steps and the self-check, method "checked"."""
-        weights = first_order(self.computed, self.num_steps)
+        """The same schedule with first-order extrapolation under the self-check, method "checked".
+
+        What follows a computed step in the first quarter of the run is repeated: what goes wrong there grows longest.
+        """
+        weights = first_order(self.computed, self.num_steps, EARLY)
         return replace(self, method="checked", weights=weights, check=check or Check())
 
     def extrapolated(self) -> Plan:
@@ -340,17 +345,20 @@ class Plan:
             raise ValueError(f"plan file {os.fspath(path)!r}: {error}") from error
 
 
-def first_order(computed: tuple[int, ...], num_steps: int) -> tuple[tuple[int, tuple[float, ...]], ...]:
+def first_order(
+    computed: tuple[int, ...], num_steps: int, early: float = 0.0
+) -> tuple[tuple[int, tuple[float, ...]], ...]:
     """(step, weights) of first-order extrapolation through the last two computed outputs, for every step but them.
 
-    Weights (1 + c, -c) with c = (step - k1) / (k1 - k2), the newest output first; computed steps are named too.
+    Weights (1 + c, -c) with c = (step - k1) / (k1 - k2), the newest output first; computed steps are named too. Reused
+    steps whose last computed step lies in the first `early` of the run (a share) are not named: they repeat it.
     """
-    nodes = list(computed)
-    rows = []
+    nodes, rows = list(computed), []
     for step in range(nodes[1] + 1 if len(nodes) > 1 else num_steps, num_steps):
         last, before = [k for k in nodes if k < step][:-3:-1]
-        c = (step - last) / (last - before)
-        rows.append((step, (1 + c, -c)))
+        if step in nodes or last >= early * num_steps:
+            c = (step - last) / (last - before)
+            rows.append((step, (1 + c, -c)))
     return tuple(rows)
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import stepcache
 from stepcache import Check, Checked, LeMiCa, Plan
 from stepcache.cache import FollowPlan, StepCache
-from stepcache.plan import Trajectory, first_order
+from stepcache.plan import EARLY, Trajectory, first_order
 from stepcache.selfcheck import Increment, SelfCheck
 
 NODES = (0, 2, 5, 8, 11)
@@ -223,13 +223,22 @@ def test_lemica_predicts_on_its_own_schedule():
     assert "checked" in str(LeMiCa(20, predict="checked"))
 
 
+def test_the_first_quarter_repeats():
+    plan = Plan(40, (0, 3, 6, 9, 12, 16, 20, 39)).checked()
+    named = dict(plan.weights)
+    assert all(step not in named for step in (4, 5, 7, 8, 10, 11))  # begun before step 10
+    assert named[13] == (4 / 3, -1 / 3)
+    assert {6, 9, 12} <= set(named)  # the check learns at all of them
+    assert 4 in dict(plan.extrapolated().weights)
+
+
 def test_plans_with_a_check_round_trip_and_resample():
     plan = replace(Plan(12, NODES).checked(Check((11, 5), 0.25, "guidance")), guidance_range=(3.5, 6.5))
     plan = replace(plan, scheduler="UniPC", errors=((1, 0.5),), figures=(("psnr", 30.0),))
     assert Plan.from_json(plan.to_json()) == plan
     longer = plan.resampled(24)
     assert longer.check == plan.check
-    assert longer.weights == first_order(longer.computed, 24)
+    assert longer.weights == first_order(longer.computed, 24, EARLY)
     with pytest.raises(ValueError, match=r"guidance 3.5 to 6.5 \(the run: 7\)"):
         plan.fitted_to(Trajectory(12, guidance=7.0))
     with pytest.raises(ValueError, match="scheduler UniPC"):

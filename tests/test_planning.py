@@ -35,7 +35,7 @@ def plan(folder, out, *flags):
 def test_calibrate_plan_generate(model, calibrated, tmp_path, capsys):
     found = Calibration.load(calibrated / "calibration.json")
     assert [r.prompt for r in found.runs] == ["a red circle", "a blue square"]
-    assert found.runs[0].anchors[0][0] == STEPS // 4
+    assert found.runs[0].anchors[0][0] == STEPS // 5
     assert not found.runs[1].anchors
     assert found.guidance == 3.0
     out = tmp_path / "plan.json"

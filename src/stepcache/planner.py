@@ -17,7 +17,7 @@ import numpy as np
 
 from stepcache.calibration import Calibration, quadratic
 from stepcache.paths import Edges, Objective, best_path, best_path_with_memory
-from stepcache.plan import Check, Plan
+from stepcache.plan import EARLY, Check, Plan
 from stepcache.policies.magcache import MagCache, Ratios
 
 Mode = Literal["checked", "static", "reuse"]
@@ -215,7 +215,7 @@ def plan_checked(
     Raises:
         ValueError: no schedule of this budget; the sentence names the smallest and largest.
     """
-    first, costs = graph or gap_costs(calibration, sensitivity, power, longest, extrapolate=mode != "reuse")
+    first, costs = graph or gap_costs(calibration, sensitivity, power, longest, mode)
     computed = best_path_with_memory(first, costs, budget)
     plan = Plan(calibration.num_steps, computed, mode)
     if mode == "checked":
@@ -230,10 +230,11 @@ def gap_costs(
     sensitivity: Sequence[float] | None = None,
     power: float = 2.0,
     longest: int = LONGEST_GAP,
-    extrapolate: bool = True,
+    mode: Mode = "checked",
 ) -> tuple[np.ndarray, np.ndarray]:
     """Costs of all gaps as `best_path_with_memory` takes them: (L + 1,) and (S, L + 1, L + 1); see `plan_checked`."""
     steps = calibration.num_steps
+    repeated = {"checked": EARLY * steps, "static": 0, "reuse": steps}[mode]  # what begins before is not extrapolated
     longest = min(longest, steps - 1)
     effect = calibration.influence * (np.ones(steps) if sensitivity is None else np.asarray(sensitivity, float))
     guided = _guided(calibration)
@@ -243,7 +244,7 @@ def gap_costs(
     for node in range(steps):
         for back in range(0 if node == 0 else 1, min(node, longest) + 1):
             window = np.arange(node - back, min(node + longest, steps))
-            vectors = _gap_vectors(effect[window], back, extrapolate)
+            vectors = _gap_vectors(effect[window], back, node >= repeated)
             inner = guided[:, window[:, None], window]
             square = np.einsum("ja,rab,jb->jr", vectors, inner, vectors).clip(0)
             row = ((np.sqrt(square) / norms) ** power).mean(1)
