@@ -13,6 +13,7 @@ from pathlib import Path
 
 from stepcache.cli import main as stepcache
 from stepcache.plan import write_atomically
+from stepcache.prompts import read_prompts
 from stepcache.report.charts import label
 from stepcache.results import REFERENCE, Folder, Row, table
 
@@ -65,7 +66,7 @@ def document(folder: Folder) -> str:
     request = about["request"]
     return f"""# Benchmarks on the embedded model
 
-Made by `python bench/embedded.py` on {about["date"]}; do not edit. {about["machine"]}, {about["dtype"]}; {versions}.
+Made by `python bench/embedded.py --prompts {len(about["prompts"])}` on {about["date"]}; do not edit. {about["machine"]}, {about["dtype"]}; {versions}.
 
 {len(about["prompts"])} prompts, seed 0, {request["steps"]} steps of {about["sampler"]}, guidance
 {request["guidance"]:g}, {request["num_frames"]} frames of {request["width"]} x {request["height"]}.
@@ -86,8 +87,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default=str(ROOT / "outputs" / "bench"))
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--prompts", type=int, default=32, help="take the first so many (32)")
     args = parser.parse_args()
-    arguments = ["--model", str(MODEL), "--prompts", str(MODEL / "evaluation_prompts.txt"), "--guidance", "5"]
+    chosen = Path(args.out).with_suffix(".prompts.txt")
+    chosen.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(chosen, "\n".join(read_prompts(MODEL / "evaluation_prompts.txt")[: args.prompts]) + "\n")
+    arguments = ["--model", str(MODEL), "--prompts", str(chosen), "--guidance", "5"]
     if args.resume:
         arguments.append("--resume")
     code = stepcache(["bench", *arguments, "--policies", " ".join(POLICIES), "--out", args.out])

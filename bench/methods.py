@@ -186,11 +186,6 @@ class Methods:
         wanted = [float(np.abs(here - (plan.timesteps or ())[k]).argmin()) for k in plan.computed]
         return spread(wanted, self.steps)
 
-    def refined(self, budget: int) -> Plan | None:
-        """What `stepcache plan --refine` made on the calibration prompts; see docs/planning.md."""
-        path = ROOT / "bench" / "plans" / f"checked-{budget}.json"
-        return anywhere(Plan.load(path)) if path.exists() else None
-
     def fewer_steps(self, budget: int) -> list[dict[str, Any]]:
         """The same sampler with B steps."""
         return self.evaluation.run(Off(), budget)
@@ -311,7 +306,6 @@ METHODS: dict[str, Method] = {
     "checked on uniform": _planned(lambda m, b: Checked(b)),
     "checked on LeMiCa published": _planned(lambda m, b: None if (p := m.published(b)) is None else p.checked()),
     "checked": _planned(lambda m, b: m.checked(b)),
-    "checked refined": _planned(lambda m, b: m.refined(b)),
 }
 VARIANTS: dict[str, Method] = {
     "planned reuse": _planned(lambda m, b: m.checked(b, mode="reuse")),
