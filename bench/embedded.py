@@ -66,7 +66,8 @@ def document(folder: Folder) -> str:
     request = about["request"]
     return f"""# Benchmarks on the embedded model
 
-Made by `python bench/embedded.py --prompts {len(about["prompts"])}` on {about["date"]}; do not edit. {about["machine"]}, {about["dtype"]}; {versions}.
+Made by `python bench/embedded.py --prompts {len(about["prompts"])}` on {about["date"]}; do not edit.
+{about["machine"]}, {about["dtype"]}; {versions}.
 
 {len(about["prompts"])} prompts, seed 0, {request["steps"]} steps of {about["sampler"]}, guidance
 {request["guidance"]:g}, {request["num_frames"]} frames of {request["width"]} x {request["height"]}.

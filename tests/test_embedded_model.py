@@ -8,7 +8,10 @@ import torch
 from diffusers import WanPipeline
 
 import stepcache
-from stepcache import LeMiCa
+from stepcache import LeMiCa, Plan
+from stepcache.calibration import Calibration
+from stepcache.plan import Check
+from stepcache.planner import plan_checked
 
 MODEL = Path(__file__).resolve().parent.parent / "assets" / "tiny-wan"
 
@@ -71,3 +74,17 @@ def test_the_card_states_the_measurement():
     assert measured["psnr_25_against_50_mean"] < 30
     assert measured["direction"] >= 0.8
     assert measured["direction_of_real_clips"] == 1
+
+
+@pytest.mark.parametrize("folder", [MODEL / "plans", MODEL.parents[1] / "bench" / "plans"])
+def test_shipped_plans_are_of_this_model_and_can_be_planned_again(pipe, folder):
+    calibration = Calibration.load(MODEL / "calibration.json")
+    plans = [Plan.load(path) for path in sorted(folder.glob("*.json"))]
+    assert [plan.budget for plan in plans] == [10, 14, 17, 20, 25]
+    for plan in plans:
+        assert (plan.model, plan.num_steps, plan.method) == (calibration.model, 50, "checked")
+        assert plan.check == Check()
+        if folder.parent.name == "bench":
+            assert plan_checked(calibration, plan.budget) == plan
+    low, high = plans[0].guidance_range
+    assert low < (7.0 if folder.parent == MODEL else 5.0) < high
