@@ -17,7 +17,7 @@ import numpy as np
 
 from stepcache.calibration import Calibration, quadratic
 from stepcache.paths import Edges, Objective, best_path, best_path_with_memory
-from stepcache.plan import EARLY, Check, Plan
+from stepcache.plan import Check, Plan
 from stepcache.policies.magcache import MagCache, Ratios
 
 Mode = Literal["checked", "static", "reuse"]
@@ -200,7 +200,8 @@ def plan_checked(
 
     A gap from k1 to j, before which k2 was computed, costs the mean over runs of
     | sum over its steps s of sens_s g_s (extrapolated - true guided output of s) | ** power; errors inside a gap add up
-    with their signs, those of different gaps are added as costs. See docs/planning.md for the alternatives measured.
+    with their signs, those of different gaps are added as costs. (Mode "checked" repeats in the first quarter, but its
+    schedule is planned as if it extrapolated there too: see docs/planning.md for the alternatives measured.)
 
     Args:
         calibration: what was measured.
@@ -234,7 +235,7 @@ def gap_costs(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Costs of all gaps as `best_path_with_memory` takes them: (L + 1,) and (S, L + 1, L + 1); see `plan_checked`."""
     steps = calibration.num_steps
-    repeated = {"checked": EARLY * steps, "static": 0, "reuse": steps}[mode]  # what begins before is not extrapolated
+    extrapolate = mode != "reuse"
     longest = min(longest, steps - 1)
     effect = calibration.influence * (np.ones(steps) if sensitivity is None else np.asarray(sensitivity, float))
     guided = _guided(calibration)
@@ -244,7 +245,7 @@ def gap_costs(
     for node in range(steps):
         for back in range(0 if node == 0 else 1, min(node, longest) + 1):
             window = np.arange(node - back, min(node + longest, steps))
-            vectors = _gap_vectors(effect[window], back, node >= repeated)
+            vectors = _gap_vectors(effect[window], back, extrapolate)
             inner = guided[:, window[:, None], window]
             square = np.einsum("ja,rab,jb->jr", vectors, inner, vectors).clip(0)
             row = ((np.sqrt(square) / norms) ** power).mean(1)
