@@ -2,7 +2,7 @@
 
     python bench/embedded.py                 a quarter of an hour on two cores; --resume goes on
 
-Prompts are `assets/tiny-wan/evaluation_prompts.txt`; plans (`bench/plans`) were made from other prompts and seeds.
+Prompts are `assets/tiny-wan/evaluation_prompts.txt`; plans (`assets/tiny-wan/plans`) were made from other prompts and seeds.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MODEL = ROOT / "assets" / "tiny-wan"
 WAN = "table=wan2.1-t2v-1.3B"
 RATIOS = f"ratios={MODEL / 'magcache_ratios.json'}"
 POLICIES = [
-    *(f"plan:{ROOT / 'bench' / 'plans' / f'checked-{b}.json'}" for b in (25, 20, 17, 14, 10)),
+    *(f"plan:{MODEL / 'plans' / f'checked-{b}.json'}" for b in (25, 20, 17, 14, 10)),
     *(f"checked:{b}" for b in (25, 17)),
     *(f"uniform:{b}" for b in (25, 17)),
     *(f"lemica:{b},{WAN}" for b in (25, 17)),

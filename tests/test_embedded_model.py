@@ -76,15 +76,11 @@ def test_the_card_states_the_measurement():
     assert measured["direction_of_real_clips"] == 1
 
 
-@pytest.mark.parametrize("folder", [MODEL / "plans", MODEL.parents[1] / "bench" / "plans"])
-def test_shipped_plans_are_of_this_model_and_can_be_planned_again(pipe, folder):
+def test_shipped_plans_are_of_this_model_and_can_be_planned_again():
     calibration = Calibration.load(MODEL / "calibration.json")
-    plans = [Plan.load(path) for path in sorted(folder.glob("*.json"))]
+    plans = [Plan.load(path) for path in sorted((MODEL / "plans").glob("*.json"))]
     assert [plan.budget for plan in plans] == [10, 14, 17, 20, 25]
     for plan in plans:
         assert (plan.model, plan.num_steps, plan.method) == (calibration.model, 50, "checked")
         assert plan.check == Check()
-        if folder.parent.name == "bench":
-            assert plan_checked(calibration, plan.budget) == plan
-    low, high = plans[0].guidance_range
-    assert low < (7.0 if folder.parent == MODEL else 5.0) < high
+        assert plan_checked(calibration, plan.budget) == plan

@@ -1,4 +1,4 @@
-"""`stepcache demo`: the embedded model makes the same clip uncached and with LeMiCa, EasyCache, MagCache and our plan.
+"""`stepcache demo`: the embedded model makes the same clip uncached and with LeMiCa, EasyCache, MagCache and Checked.
 
 Same process, same seed, same prompt. Clips, a contact sheet and the table go to the output folder.
 """
@@ -17,12 +17,12 @@ import numpy as np
 from stepcache.cache import Policy, RunSummary
 from stepcache.generate import Request, check_policy, check_request, generate, load_pipeline, model_defaults
 from stepcache.metrics import mean_psnr, psnr, ssim
-from stepcache.plan import Plan, timeline, write_atomically
-from stepcache.policies import Checked, EasyCache, Fixed, LeMiCa, MagCache, Off, Ratios
+from stepcache.plan import timeline, write_atomically
+from stepcache.policies import Checked, EasyCache, LeMiCa, MagCache, Off, Ratios
 from stepcache.video import contact_sheet, write_clip
 
 EMBEDDED = Path(__file__).resolve().parents[2] / "assets" / "tiny-wan"
-RATIOS_FILE, PLANS_FOLDER = "magcache_ratios.json", "plans"
+RATIOS_FILE = "magcache_ratios.json"
 PROMPT = "a big red circle moving right over a slate striped background"
 
 
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", default=PROMPT, help=f'default: "{PROMPT}"')
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=50, help="steps of the loop (50, what LeMiCa's table is for)")
-    parser.add_argument("--budget", type=int, default=25, help="computed steps of LeMiCa and of our plan (25)")
+    parser.add_argument("--budget", type=int, default=25, help="computed steps of LeMiCa and Checked (25)")
     parser.add_argument("--thresh", type=float, default=0.05, help="EasyCache's threshold (0.05)")
     parser.add_argument("--boundary", choices=("output", "blocks"), default="output", help="what is reused (output)")
     parser.add_argument("--out", default="outputs/demo", help="folder for clips, sheet and table (outputs/demo)")
@@ -49,16 +49,8 @@ def policies(args: argparse.Namespace, ratios: Ratios | None) -> dict[str, Polic
         "lemica": LeMiCa(args.budget, borrowed, args.steps != 50, args.boundary),
         "easycache": EasyCache(args.thresh, boundary=args.boundary),
         "magcache": mag,
-        "checked": planned(args),
+        "checked": Checked(args.budget, boundary=args.boundary),
     }
-
-
-def planned(args: argparse.Namespace) -> Policy:
-    """The plan shipped beside the model, where there is one for this run; else the same method on an even schedule."""
-    path = Path(args.model) / PLANS_FOLDER / f"checked-{args.budget}.json"
-    if path.is_file() and args.boundary == "output" and (plan := Plan.load(path)).num_steps == args.steps:
-        return Fixed(plan)
-    return Checked(args.budget, boundary=args.boundary)
 
 
 def run(args: argparse.Namespace) -> int:
