@@ -2,7 +2,7 @@
 
     python bench/embedded.py                 a quarter of an hour on two cores; --resume goes on
 
-Prompts are `assets/tiny-wan/evaluation_prompts.txt`; plans (`assets/tiny-wan/plans`) were made from other prompts and seeds.
+Prompts are `assets/tiny-wan/evaluation_prompts.txt`; the plans (`assets/tiny-wan/plans`) were made from others.
 """
 
 from __future__ import annotations
