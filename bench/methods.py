@@ -348,7 +348,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     """Mean PSNR over computed steps, one line a method."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.2, 4.6), layout="constrained")
+    figure = Figure(figsize=(8.6, 4.6), layout="constrained")
     axes = figure.add_subplot()
     for number, (name, by_budget) in enumerate(results["methods"].items()):
         means = {b: [(r["computed"], r["psnr"]) for r in rows] for b, rows in by_budget.items() if rows}
@@ -358,7 +358,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
         axes.plot(*zip(*points, strict=True), marker="os^Dv<>Pp*Xhd8"[number % 14], markersize=4, label=name, **style)
     axes.set(xlabel="computed steps of 50", ylabel="PSNR to the uncached clip, dB (mean of 32 prompts)")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7, ncols=2)
+    figure.legend(fontsize=7, loc="outside right center")
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path)
 
