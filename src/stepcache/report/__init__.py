@@ -138,6 +138,7 @@ def page(results: Results, clips: dict[str, str]) -> str:
         headline=headline(results),
         charts=drawings(results, colours),
         colours=colours,
+        families={charts.family(method): colour for method, colour in colours.items()},
         label=charts.label,
         failures=[r for r in results.rows if r.failed],
         style=(HERE / "style.css").read_text(encoding="utf-8"),
