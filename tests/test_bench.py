@@ -200,9 +200,9 @@ def test_a_method_that_fails_is_recorded(model, tmp_path, monkeypatch, capsys):
 
 
 def test_interrupted(model, tmp_path, monkeypatch, capsys):
-    from stepcache import benchmark
+    from stepcache import runner
 
-    original, calls = benchmark.run_once, []
+    original, calls = runner.run_once, []
 
     def run_once(pipe, request, contender):
         calls.append(contender.name)
@@ -210,7 +210,7 @@ def test_interrupted(model, tmp_path, monkeypatch, capsys):
             raise KeyboardInterrupt
         return original(pipe, request, contender)
 
-    monkeypatch.setattr(benchmark, "run_once", run_once)
+    monkeypatch.setattr(runner, "run_once", run_once)
     assert bench(model, tmp_path, "uniform:4 steps:4") == 130
     done = len(Folder(tmp_path / "results").items())
     assert 0 < done < 6
@@ -222,12 +222,12 @@ def test_interrupted(model, tmp_path, monkeypatch, capsys):
 
 
 def test_disc_full(model, tmp_path, monkeypatch, capsys):
-    from stepcache import benchmark
+    from stepcache import runner
 
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(benchmark, "write_clip", full)
+    monkeypatch.setattr(runner, "write_clip", full)
     assert bench(model, tmp_path, "uniform:4") == 2
     assert "No space left" in capsys.readouterr().err
     assert Folder(tmp_path / "results").items() == []

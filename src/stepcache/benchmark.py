@@ -1,4 +1,4 @@
-r"""`stepcache bench`: every method on every prompt and seed, in one process, against the uncached run.
+r"""`stepcache bench`: every method on every prompt and seed, against the uncached run; here, in shards, or on Ray.
 
     stepcache bench --model DIR --prompts prompts.txt --out results \
         --policies "lemica:25 easycache:@25 magcache:0.12,K=4 plan:plan.json steps:25"
@@ -10,115 +10,35 @@ One JSON an item (a method on a prompt and seed), written whole or not at all: i
 from __future__ import annotations
 
 import argparse
-import math
-import platform
+import functools
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import numpy as np
-import torch
 from tqdm import tqdm
 
-from stepcache import __version__
+from stepcache import cluster
 from stepcache.calibrate import read_seeds
-from stepcache.generate import Request, check_writable, load_pipeline, model_defaults, request_from
-from stepcache.hosts.diffusers import accelerate, model_name
-from stepcache.lpips import LPIPS, find_lpips
-from stepcache.meter import Result, run_once
-from stepcache.metrics import compare_clips, finite
-from stepcache.plan import Trajectory
-from stepcache.policies import Off
+from stepcache.generate import Request, load_pipeline, model_defaults, request_from
+from stepcache.jobs import Alone, Job, Jobs, Outcome, Pair, Settle
+from stepcache.lpips import find_lpips
+from stepcache.places import check_writable, place
 from stepcache.prompts import clip_name, read_prompts
 from stepcache.results import REFERENCE, Folder, Item, merge
+from stepcache.runner import Runner
 from stepcache.shards import merge_folders, part, shard_from
 from stepcache.specs import Contender, Search, help_text, parse
-from stepcache.video import write_clip
-
-UNCACHED = Contender(REFERENCE, lambda pipe, _: accelerate(pipe, Off()), policy=Off())
-SEARCH_PROMPTS, SEARCH_TRIALS = 3, 10
-"""A threshold is searched on the first prompts, by so many bisections of its logarithm."""
 
 
-@dataclass
-class Bench:
-    """A benchmark under way."""
+class Crew(Protocol):
+    """Whoever does the jobs: this process (`jobs.Alone`), or workers on a cluster (`cluster.Fleet`)."""
 
-    pipe: Any
-    request: Request
-    folder: Folder
-    fps: float
-    lpips: LPIPS | None = None
-    by_prompt: bool = False
-    other_seconds: float = 0.0
-
-    def reference(self, prompt: str, seed: int) -> Result:
-        """The uncached run."""
-        return run_once(self.pipe, replace(self.request, prompt=prompt, seed=seed), UNCACHED)
-
-    def item(self, contender: Contender, index: int, prompt: str, seed: int, reference: Result) -> Item:
-        """Run one method once, measure it, write clip and JSON."""
-        bare = Item(contender.name, index, prompt, seed)
-        try:
-            same = contender.name == REFERENCE
-            request = replace(self.request, prompt=prompt, seed=seed)
-            result = reference if same else run_once(self.pipe, request, contender)
-        except (ValueError, RuntimeError, ImportError, AssertionError, TypeError, AttributeError) as error:
-            item = replace(bare, error=f"{type(error).__name__}: {error}"[:2000])
-        else:
-            began = time.perf_counter()
-            item = self._measured(bare, result, reference)
-            clip = self.folder.clip(contender.name, index, prompt, seed, self.by_prompt)
-            write_clip(clip, result.frames, self.fps)
-            item = replace(item, clip=str(clip.relative_to(self.folder.root)))
-            self.other_seconds += time.perf_counter() - began
-        item.save(self.folder.item(contender.name, index, seed))
-        return item
-
-    def _measured(self, item: Item, result: Result, reference: Result) -> Item:
-        whole = reference.executed[0]
-        distance = compare_clips(reference.frames, result.frames, lpips=self.lpips, device=self.pipe.device)
-        summary = result.summary
-        comparable = len(result.latents) == len(reference.latents)
-        pairs = zip(result.latents, reference.latents, strict=True) if comparable else ()
-        return replace(
-            item,
-            computed=sum(result.executed) / whole,
-            per_step=tuple(round(n / whole, 4) for n in result.executed),
-            branches={} if summary is None else {b.name: b.computed for b in summary.branches},
-            loop_seconds=result.loop_seconds,
-            reference_seconds=reference.loop_seconds,
-            seconds_per_computed_step=None if summary is None else summary.seconds_per_computed_step,
-            seconds_per_reused_step=None if summary is None else summary.seconds_per_reused_step,
-            cache_bytes=None if summary is None else summary.cache_bytes,
-            peak_bytes=result.peak_bytes,
-            psnr=finite(distance.psnr),
-            ssim=distance.ssim,
-            lpips=distance.lpips,
-            identical=distance.identical,
-            psnr_per_frame=tuple(None if v is None else round(v, 3) for v in map(finite, distance.psnr_per_frame)),
-            step_errors=tuple(float(f"{float((a - b).norm() / b.norm()):.4g}") for a, b in pairs),
-        )
-
-    def searched(self, search: Search, prompts: list[str], seed: int, progress: Callable[[], Any]) -> float:
-        """The threshold whose mean of computed steps is nearest the target; tries SEARCH_TRIALS of them."""
-        low, high, best = math.log(search.low), math.log(search.high), (math.inf, 0.0)
-        whole = 0
-        for _ in range(SEARCH_TRIALS):
-            middle = (low + high) / 2
-            counts = []
-            for prompt in prompts[:SEARCH_PROMPTS]:
-                contender = search.make(math.exp(middle))
-                result = run_once(self.pipe, replace(self.request, prompt=prompt, seed=seed), contender)
-                whole = whole or max(result.executed)  # the first step is always computed
-                counts.append(sum(result.executed) / whole)
-                progress()
-            mean = float(np.mean(counts))
-            best = min(best, (abs(mean - search.target), math.exp(middle)))
-            low, high = (middle, high) if mean > search.target else (low, middle)
-        return best[1]
+    def run(self, jobs: Jobs, settle: Settle) -> None:
+        """Do them all, and tell `settle` of each."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -131,7 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--model", metavar="DIR_OR_ID", help="folder or hub id of a diffusers Wan pipeline")
     add("--prompts", metavar="FILE", help="text file, one prompt a line; or VBench's JSON")
     add("--policies", metavar="LIST", help="methods, separated by spaces: see below")
-    add("--out", required=True, metavar="DIR", help="folder for items, clips and the table")
+    add(
+        "--out", required=True, metavar="DIR", help="folder for items, clips and the table; or an address such as s3://"
+    )
     add("--seeds", default="0", help="seeds for every prompt, separated by commas (0)")
     add("--resume", action="store_true", help="go on with --out: what is there is not run again, failures are")
     add("--negative_prompt", default="")
@@ -148,13 +70,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--merge", nargs="+", metavar="DIR", help="merge the folders of shards into --out instead of running anything")
     add("--vbench", action="store_true", help="name the clips PROMPT-SEED.mp4, as VBench expects them")
+    cluster.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Check everything that can be checked, load, run what is not there yet, merge; 1 if a method failed."""
-    folder = Folder(Path(args.out))
+    folder = Folder(place(args.out))
     if args.merge:
-        missing = merge_folders([Path(path) for path in args.merge], folder.root)
+        missing = merge_folders([place(path) for path in args.merge], folder.root)
         print(merge(folder))
         print(f"{missing} item(s) are missing; run their shards." if missing else "all items are there")
         return 1 if missing else 0
@@ -163,34 +86,33 @@ def run(args: argparse.Namespace) -> int:
     shard = shard_from(args.shard) if args.shard else (0, 1)
     prompts, seeds = read_prompts(args.prompts), read_seeds(args.seeds)
     contenders = parse(args.policies)
-    defaults = model_defaults(args.model)
-    request = request_from(args, defaults)
+    request = request_from(args, model_defaults(args.model))
     if args.vbench:
         for prompt in prompts:
             clip_name(prompt, seeds[0])
-    check_writable(folder.description)
-    known = resumed(folder, args, request, prompts, seeds)
-    lpips, lpips_note = find_lpips(args.lpips_backbone)
-    pipe = load_pipeline(args.model, args.device, args.dtype)
-    pipe.set_progress_bar_config(disable=True)
-    check_policies(contenders, pipe, request)
-    fps = float(args.fps or defaults.get("fps", 16.0))
-    bench = Bench(pipe, request, folder, fps, lpips, args.vbench)
+    check_writable(folder.root)
+    description = resumed(folder, args, request, prompts, seeds)
+    pairs: list[Pair] = part([(i, prompt, seed) for i, prompt in enumerate(prompts) for seed in seeds], shard)
+    crew_of = _on_ray if cluster.asked(args) else _alone
     began = time.perf_counter()
-    description = {**known, "fps": fps, **about(pipe, lpips_note)}
-    folder.write(description)
-    warm_up(bench, prompts[0], seeds[0])
-    resolved = resolve(bench, contenders, prompts, seeds[0], description)
-    pairs = part([(i, prompt, seed) for i, prompt in enumerate(prompts) for seed in seeds], shard)
-    failed = run_items(bench, resolved, pairs, description)
+    with crew_of(args, folder) as (crew, about):
+        known = {k: v for k, v in description.items() if k in ("searched", "ceiling")}
+        bench = Bench(folder, contenders, {**description, **about, **known}, shared=cluster.asked(args))
+        folder.write(bench.description)
+        try:
+            bench.run(crew, pairs, args.max_retries)
+        except KeyboardInterrupt:
+            if folder.items():
+                print(merge(folder))
+            print(f"interrupted; everything finished is in {args.out}, --resume goes on.")
+            return 130
     total = time.perf_counter() - began
-    text = merge(folder)
-    print(text)
-    share = bench.other_seconds / total
-    print(f"{total:.0f} s, {share:.1%} of it for metrics and clips; look at it: stepcache report {args.out}")
-    if failed:
-        print(f"{failed} item(s) failed; their JSON says why, --resume tries them again.")
-    return 1 if failed else 0
+    print(merge(folder))
+    share = "" if cluster.asked(args) else f", {bench.other_seconds / total:.1%} of it for metrics and clips"
+    print(f"{total:.0f} s{share}; look at it: stepcache report {args.out}")
+    if bench.failed:
+        print(f"{bench.failed} item(s) failed; their JSON says why, --resume tries them again.")
+    return 1 if bench.failed else 0
 
 
 def resumed(
@@ -216,95 +138,121 @@ def resumed(
     return known
 
 
-def check_policies(contenders: list[Contender | Search], pipe: Any, request: Request) -> None:
-    """Let methods that do not fit the run say so before anything is computed (ValueError)."""
-    shift, model = pipe.scheduler.config.get("flow_shift"), model_name(pipe)
-    for contender in contenders:
-        policy = contender.policy if isinstance(contender, Contender) else contender.make(contender.low).policy
-        if policy is not None:
-            trajectory = Trajectory(request.steps, model, shift, request.guidance, boundary=policy.boundary)
-            try:
-                policy.begin(trajectory)
-            except ValueError as error:
-                raise ValueError(f"{contender.name}: {error}") from error
+def made_runner(args: argparse.Namespace, shared: bool) -> tuple[Runner, dict[str, Any]]:
+    """The pipeline and all that a process needs to do jobs, and what there is to say about it.
 
-
-def about(pipe: Any, lpips_note: str) -> dict[str, Any]:
-    """Where and with what it runs."""
-    import diffusers
-
-    return {
-        "structure": model_name(pipe),
-        "sampler": type(pipe.scheduler).__name__,
-        "device": str(pipe.device),
-        "machine": torch.cuda.get_device_name(pipe.device)
-        if pipe.device.type == "cuda"
-        else f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
-        "dtype": str(pipe.transformer.dtype).removeprefix("torch."),
-        "versions": {"stepcache": __version__, "torch": torch.__version__, "diffusers": diffusers.__version__},
-        "date": time.strftime("%Y-%m-%d"),
-        "lpips": lpips_note,
-    }
-
-
-def warm_up(bench: Bench, prompt: str, seed: int) -> None:
-    """Two steps, not measured: allocators, kernels, caches of the file system."""
-    short = replace(bench, request=replace(bench.request, steps=min(2, bench.request.steps)))
-    short.reference(prompt, seed)
-
-
-def resolve(
-    bench: Bench, contenders: list[Contender | Search], prompts: list[str], seed: int, description: dict[str, Any]
-) -> list[Contender]:
-    """The contenders with their thresholds; what was searched for is kept in the description."""
-    searches = [c for c in contenders if isinstance(c, Search)]
-    missing = [s for s in searches if s.name not in description["searched"]]
-    total = len(missing) * SEARCH_TRIALS * min(SEARCH_PROMPTS, len(prompts))
-    with tqdm(total=total, desc="thresholds", unit="run", dynamic_ncols=True, disable=not total) as bar:
-        for search in missing:
-            description["searched"][search.name] = bench.searched(search, prompts, seed, bar.update)
-            bench.folder.write(description)
-    found = []
-    for contender in contenders:
-        if isinstance(contender, Search):
-            thresh = description["searched"][contender.name]
-            contender = replace(contender.make(thresh), name=contender.name)
-        found.append(contender)
-    return found
-
-
-def run_items(
-    bench: Bench, contenders: list[Contender], pairs: list[tuple[int, str, int]], description: dict[str, Any]
-) -> int:
-    """Run what is not there yet of the (index, prompt, seed) pairs; the number of items that failed.
-
-    The uncached run of a prompt and seed is made once and kept while its methods run.
+    Raises:
+        ValueError, OSError, ImportError: the model, a method or the device cannot be used; the sentence says which.
     """
-    everyone = list({c.name: c for c in (UNCACHED, *contenders)}.values())
-    failed = 0
-    with tqdm(total=len(pairs) * len(everyone), desc="bench", unit="item", dynamic_ncols=True) as bar:
-        for index, prompt, seed in pairs:
-            todo = [c for c in everyone if not done(bench.folder.item(c.name, index, seed))]
-            bar.update(len(everyone) - len(todo))
-            if not todo:
-                continue
-            uncached = bench.reference(prompt, seed)
-            if "ceiling" not in description:
-                description["ceiling"] = ceiling(uncached, bench.reference(prompt, seed))
-                bench.folder.write(description)
-            for contender in todo:
-                bar.set_postfix_str(f"prompt {index}, {contender.name}"[:50])
-                failed += bool(bench.item(contender, index, prompt, seed, uncached).error)
-                bar.update(1)
-    return failed
+    defaults = model_defaults(args.model)
+    request, prompts = request_from(args, defaults), read_prompts(args.prompts)
+    lpips, lpips_note = find_lpips(args.lpips_backbone)
+    pipe = load_pipeline(args.model, args.device, args.dtype)
+    pipe.set_progress_bar_config(disable=True)
+    fps = float(args.fps or defaults.get("fps", 16.0))
+    folder, seed = Folder(place(args.out)), read_seeds(args.seeds)[0]
+    runner = Runner(pipe, request, folder, parse(args.policies), prompts, seed, fps, lpips, args.vbench, shared)
+    runner.check()
+    return runner, {"fps": fps, **runner.about(lpips_note)}
 
 
-def done(path: Path) -> bool:
-    """Whether an item is there and has a result."""
-    return path.exists() and not Item.load(path).error
+@contextmanager
+def _alone(args: argparse.Namespace, _: Folder) -> Iterator[tuple[Crew, dict[str, Any]]]:
+    runner, about = made_runner(args, shared=False)
+    runner.warm_up()
+    yield Alone(runner), about
 
 
-def ceiling(first: Result, second: Result) -> dict[str, float | None]:
-    """How well the uncached run agrees with itself: what no method can be better than. PSNR None: bit-identical."""
-    pair = compare_clips(first.frames, second.frames)
-    return {"psnr": finite(pair.psnr), "ssim": pair.ssim, "loop_ratio": second.loop_seconds / first.loop_seconds}
+def _on_ray(args: argparse.Namespace, folder: Folder) -> AbstractContextManager[tuple[Crew, dict[str, Any]]]:
+    flags = argparse.Namespace(**{k: v for k, v in vars(args).items() if k != "run"})
+    return cluster.fleet(functools.partial(_worker, flags), args, folder.root)
+
+
+def _worker(args: argparse.Namespace) -> tuple[Runner, dict[str, Any]]:
+    """What a worker on another machine makes once."""
+    runner, about = made_runner(args, shared=True)
+    runner.warm_up()
+    return runner, about
+
+
+@dataclass
+class Bench:
+    """A benchmark under way, seen from where it is directed.
+
+    Args:
+        folder: where the results go.
+        contenders: the methods.
+        description: what is run; thresholds and the ceiling are added as they are found.
+        shared: whether several workers share uncached runs through the folder.
+    """
+
+    folder: Folder
+    contenders: list[Contender | Search]
+    description: dict[str, Any]
+    shared: bool = False
+    other_seconds: float = 0.0
+    failed: int = 0
+    _todo: set[tuple[Pair, str]] = field(default_factory=set)
+    _left: Counter[Pair] = field(default_factory=Counter)
+
+    def run(self, crew: Crew, pairs: list[Pair], retries: int = 0) -> None:
+        """Find the thresholds that are asked for, then run what is not there yet."""
+        self._search(crew, retries)
+        names = list(dict.fromkeys([REFERENCE, *(c.name for c in self.contenders)]))
+        present = {(i.method, i.index, i.seed) for i in self.folder.items() if not i.error}
+        todo = [(pair, name) for pair in pairs for name in names if (name, pair[0], pair[2]) not in present]
+        jobs = [self._job(pair, name) for pair, name in todo]
+        if jobs and "ceiling" not in self.description:
+            jobs.insert(0, Job("ceiling", todo[0][0]))
+        self._todo, self._left = set(todo), Counter(pair for pair, _ in todo)
+        there = [p for p in self._left if (p, REFERENCE) not in self._todo and self._kept(p).exists()]
+        total = len(pairs) * len(names)
+        with tqdm(total=total, initial=total - len(todo), desc="bench", unit="item", dynamic_ncols=True) as bar:
+            self._bar = bar
+            crew.run(Jobs(jobs, there, retries), self._settle)
+
+    def _job(self, pair: Pair, name: str) -> Job:
+        if name == REFERENCE:
+            return Job("reference", pair)
+        return Job("item", pair, name, self.description["searched"].get(name))
+
+    def _search(self, crew: Crew, retries: int) -> None:
+        names = [c.name for c in self.contenders if isinstance(c, Search)]
+        jobs = [Job("search", method=n) for n in names if n not in self.description["searched"]]
+        with tqdm(total=len(jobs), desc="thresholds", unit="method", dynamic_ncols=True, disable=not jobs) as bar:
+
+            def found(job: Job, outcome: Outcome) -> None:
+                if outcome.error:
+                    raise ValueError(f"{job.method}: no threshold was found: {outcome.error}")
+                self.description["searched"][job.method] = outcome.value
+                self.folder.write(self.description)
+                bar.update()
+
+            crew.run(Jobs(jobs, retries=retries), found)
+
+    def _settle(self, job: Job, outcome: Outcome) -> None:
+        """Note what came of a job; those that no worker could record are recorded here."""
+        if job.pair is None:
+            return
+        self.other_seconds += outcome.other_seconds
+        if job.task == "ceiling":
+            if outcome.value is not None:
+                self.description["ceiling"] = outcome.value
+                self.folder.write(self.description)
+            return
+        name = REFERENCE if job.task == "reference" else job.method
+        if (job.pair, name) not in self._todo:
+            return  # an uncached run that others needed and whose item was there
+        if outcome.error:
+            self.failed += 1
+            path = self.folder.item(name, job.pair[0], job.pair[2])
+            if not path.exists():
+                Item(name, *job.pair, error=outcome.error[:2000]).save(path)
+            self._bar.set_postfix_str(f"{self.failed} failed")
+        self._left[job.pair] -= 1
+        if self.shared and not self._left[job.pair]:
+            self._kept(job.pair).unlink(missing_ok=True)
+        self._bar.update()
+
+    def _kept(self, pair: Pair) -> Path:
+        return self.folder.reference(pair[0], pair[2])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from stepcache.metrics import finite, mean_psnr
-from stepcache.plan import parse_document, read_text, write_atomically
+from stepcache.places import below, files_below, read_text, write_text
+from stepcache.plan import parse_document
 from stepcache.prompts import clip_name
 
 BENCH_SCHEMA, ITEM_SCHEMA, VERSION = "stepcache.bench", "stepcache.bench_item", 1
@@ -64,9 +66,8 @@ class Item:
 
     def save(self, path: Path) -> None:
         """Write as JSON, whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
         document = {"schema": ITEM_SCHEMA, "version": VERSION, **asdict(self)}
-        write_atomically(path, json.dumps(document, allow_nan=False) + "\n")
+        write_text(path, json.dumps(document, allow_nan=False) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> Item:
@@ -83,7 +84,7 @@ class Item:
 
 @dataclass
 class Folder:
-    """Where a benchmark's results lie."""
+    """Where a benchmark's results lie: a local folder, or a place of `places.place`."""
 
     root: Path
 
@@ -101,9 +102,18 @@ class Folder:
         name = clip_name(prompt, seed) if by_prompt else f"{index:04d}-{seed}.mp4"
         return self.root / "clips" / slug(method) / name
 
+    def reference(self, index: int, seed: int) -> Path:
+        """The uncached run of a prompt and seed, while workers on several machines share it."""
+        return self.root / "references" / f"{index:04d}-{seed}.npz"
+
     def items(self) -> list[Item]:
         """All items there are, by method, prompt and seed."""
-        return [Item.load(path) for path in sorted((self.root / "items").glob("*/*.json"))]
+        with ThreadPoolExecutor(16) as pool:  # of use where every file is a request to somewhere else
+            return list(pool.map(Item.load, files_below(self.root / "items", "*/*.json")))
+
+    def below(self, path: Path) -> str:
+        """A path as it is written in an item."""
+        return below(path, self.root)
 
     def read(self) -> dict[str, Any]:
         """The description; FileNotFoundError or ValueError if this is no benchmark's folder."""
@@ -112,7 +122,7 @@ class Folder:
     def write(self, description: dict[str, Any]) -> None:
         """Write the description, whole or not at all."""
         document = {"schema": BENCH_SCHEMA, "version": VERSION, **description}
-        write_atomically(self.description, json.dumps(document, indent=1) + "\n")
+        write_text(self.description, json.dumps(document, indent=1) + "\n")
 
 
 def slug(method: str) -> str:
@@ -197,8 +207,8 @@ def merge(folder: Folder) -> str:
     if rows and all(r.lpips is None for r in rows):
         lines.append(f"LPIPS n/a: {description['lpips']}")
     text = "\n".join(lines)
-    write_atomically(folder.root / "table.json", json.dumps([asdict(r) for r in rows], indent=1) + "\n")
-    write_atomically(folder.root / "table.txt", text + "\n")
+    write_text(folder.root / "table.json", json.dumps([asdict(r) for r in rows], indent=1) + "\n")
+    write_text(folder.root / "table.txt", text + "\n")
     return text
 
 

@@ -7,13 +7,12 @@ stepcache bench --merge part0 part1 part2 part3 --out results
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from stepcache.places import below, copy, files_below
 from stepcache.results import Folder
-from stepcache.video import replacing
 
 T = TypeVar("T")
 VARIABLES = (("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT"), ("RANK", "WORLD_SIZE"))
@@ -74,12 +73,10 @@ def merge_folders(sources: Sequence[Path], out: Path) -> int:
     searched = {name: value for d in reversed(descriptions) for name, value in d["searched"].items()}
     target.write({**descriptions[0], "searched": searched})
     for folder in folders:
-        for kind in ("items", "clips"):
-            for path in sorted(p for p in (folder.root / kind).rglob("*") if p.is_file()):
-                destination = out / path.relative_to(folder.root)
-                if destination.resolve() != path.resolve():
-                    with replacing(destination) as temporary:
-                        shutil.copyfile(path, temporary)
+        for path in (*files_below(folder.root / "items", "*/*"), *files_below(folder.root / "clips", "*/*")):
+            destination = out / below(path, folder.root)
+            if str(destination) != str(path):
+                copy(path, destination)
     items = target.items()
     pairs = len(descriptions[0]["prompts"]) * len(descriptions[0]["seeds"])
     return len({i.method for i in items}) * pairs - len(items)

@@ -1,0 +1,316 @@
+"""Jobs on a real Ray cluster of two nodes on this machine: workers killed, a node removed, drivers killed."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_bench import PROMPTS, STEPS, bench
+
+from stepcache import cluster
+from stepcache.cli import main
+from stepcache.cluster import Fleet, Resources
+from stepcache.jobs import Alone, Job, Jobs, Outcome
+from stepcache.results import REFERENCE, Folder, Item
+
+ray = pytest.importorskip("ray", reason="Ray is not installed (pip install 'stepcache[cluster]')")
+pytestmark = pytest.mark.slow
+METHODS = ("one", "two", "three")
+TIMES = ("loop_seconds", "reference_seconds", "seconds_per_computed_step", "seconds_per_reused_step")
+
+
+@pytest.fixture(scope="module")
+def nodes():
+    """Two nodes with two CPUs each; workers import this file by value."""
+    from ray.cluster_utils import Cluster
+
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    made.add_node(num_cpus=2)
+    ray.init(address=made.address, log_to_driver=False, logging_level="ERROR")
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    yield made
+    ray.shutdown()
+    made.shutdown()
+
+
+def pretended(folder, seconds=0.05):
+    """A stand-in worker: items without a model, a line in a log for every job begun and ended."""
+    items = Folder(folder)
+
+    def note(kind, job):
+        with (folder / "log").open("a") as log:
+            log.write(json.dumps([kind, os.getpid(), socket.gethostname(), job.task, job.pair[0], job.method]) + "\n")
+
+    def work(job):
+        method = REFERENCE if job.task == "reference" else job.method
+        path = items.item(method, job.pair[0], job.pair[2])
+        if path.exists():
+            return Outcome()
+        note("begun", job)
+        time.sleep(seconds)
+        value = float(np.random.default_rng([job.pair[0], len(method)]).normal(30, 5))
+        Item(method, *job.pair, computed=4.0, psnr=value, ssim=0.9).save(path)
+        note("ended", job)
+        return Outcome()
+
+    return work, {"versions": {}, "machine": "none"}
+
+
+def everything(pairs):
+    found = []
+    for i in range(pairs):
+        pair = (i, f"prompt {i}", 0)
+        found += [Job("reference", pair), *(Job("item", pair, m) for m in METHODS)]
+    return found
+
+
+def log(folder, kind):
+    lines = (folder / "log").read_text().splitlines() if (folder / "log").exists() else []
+    return [tuple(rest) for k, *rest in map(json.loads, lines) if k == kind]
+
+
+def contents(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in (folder / "items").rglob("*.json")}
+
+
+def test_workers_and_a_node_are_lost(nodes, tmp_path):
+    """A worker killed every 20 items, a node removed once: every item exactly once, files as one process writes them."""
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    for folder in (alone, together):
+        folder.mkdir()
+    wanted = everything(40)
+    Alone(pretended(alone, 0)[0]).run(Jobs(wanted), lambda job, outcome: None)
+    spare = nodes.add_node(num_cpus=2)
+    settled, killed = [], []
+
+    def settle(job, outcome):
+        assert not outcome.error
+        settled.append(job)
+        if len(settled) % 20 == 0:
+            pid = log(together, "begun")[-1][0]
+            killed.append(pid)
+            os.kill(pid, signal.SIGKILL)
+        if len(settled) == 70:
+            threading.Thread(target=nodes.remove_node, args=(spare,)).start()
+
+    with Fleet(lambda: pretended(together), Resources(workers=4, retries=20), together) as fleet:
+        fleet.run(Jobs(wanted, retries=20), settle)
+    assert Counter(settled) == Counter(wanted)
+    assert len(killed) == 8
+    assert contents(together) == contents(alone)
+    ended = Counter(e[2:] for e in log(together, "ended"))
+    assert set(ended.values()) == {1}
+    assert len(ended) == len(wanted)
+    assert not list(together.glob(".stepcache*"))
+
+
+def test_a_poisonous_item_is_given_up(nodes, tmp_path):
+    """It kills every worker that touches it; the others are done."""
+
+    def make():
+        work, about = pretended(tmp_path, 0)
+
+        def dangerous(job):
+            if job.method == "two" and job.pair[0] == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return work(job)
+
+        return dangerous, about
+
+    told = {}
+    with Fleet(make, Resources(workers=2, retries=2), tmp_path) as fleet:
+        fleet.run(Jobs(everything(3), retries=2), lambda job, outcome: told.update({job: outcome.error}))
+    failed = {job: error for job, error in told.items() if error}
+    assert [(j.pair[0], j.method) for j in failed] == [(1, "two")]
+    assert "its worker was lost" in next(iter(failed.values()))
+    assert "tried 3 times" in next(iter(failed.values()))
+    assert len(told) == 12
+
+
+def test_errors_that_may_pass_are_tried_again(nodes, tmp_path):
+    def make():
+        def work(job):
+            tries = tmp_path / f"{job.pair[0]}-{job.method}-{time.time_ns()}"
+            tries.write_text("")
+            count = len(list(tmp_path.glob(f"{job.pair[0]}-{job.method}-*")))
+            if job.method == "one" and count < 2:
+                return Outcome("RuntimeError: out of memory", again=True)
+            if job.method == "two":
+                return Outcome("ValueError: never", again=False)
+            if job.method == "three" and count < 2:
+                raise OSError(28, "No space left on device")
+            return Outcome()
+
+        return work, {"versions": {}}
+
+    told = {}
+    with Fleet(make, Resources(workers=1, retries=2), tmp_path) as fleet:
+        fleet.run(Jobs(everything(1), retries=2), lambda job, outcome: told.update({job.method: outcome.error}))
+    assert told == {"": "", "one": "", "two": "ValueError: never", "three": ""}
+    assert len(list(tmp_path.glob("0-two-*"))) == 1
+
+
+def test_workers_that_cannot_load(nodes, tmp_path):
+    """One clear error, not one an item."""
+
+    def make():
+        raise FileNotFoundError("model folder '/models/x' does not exist")
+
+    with pytest.raises(ValueError, match="cannot be used: FileNotFoundError: model folder '/models/x' does not exist"):
+        Fleet(make, Resources(workers=2), tmp_path).__enter__()
+
+    def killed():
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(ValueError, match="3 workers died while they loaded"):
+        Fleet(killed, Resources(workers=2), tmp_path).__enter__()
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_workers_that_do_not_reach_the_folder(nodes, tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "write_text", lambda self, text: 0)  # here only: as if it were another machine's disc
+    with pytest.raises(ValueError, match="choose an --out that all machines share"):
+        Fleet(lambda: pretended(tmp_path), Resources(workers=1), tmp_path).__enter__()
+
+
+def test_another_version_on_the_workers(nodes, tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "identity", lambda: "0.0.9 (abcdef)")  # here only
+    with pytest.raises(ValueError, match=r"here is 0\.0\.9 \(abcdef\); install the same everywhere"):
+        Fleet(lambda: pretended(tmp_path), Resources(workers=1), tmp_path).__enter__()
+
+
+def test_no_room_for_a_worker(nodes, tmp_path):
+    with pytest.raises(TimeoutError, match="each asks for 64 CPU and 0 GPU, the cluster has"):
+        Fleet(lambda: pretended(tmp_path), Resources(workers=1, cpus=64, patience=3), tmp_path).__enter__()
+
+
+def test_a_bench_on_ray_is_the_bench_of_one_process(nodes, model, tmp_path, capsys):
+    policies = "uniform:4 steps:4 easycache:@7,ret_steps=3"
+    assert bench(model, tmp_path, policies, out="alone") == 0
+    assert bench(model, tmp_path, policies, "--ray", "--workers", 2, out="together") == 0
+    capsys.readouterr()
+    alone, together = ({(i.method, i.index): i for i in Folder(tmp_path / n).items()} for n in ("alone", "together"))
+    assert alone.keys() == together.keys()
+    for key, item in alone.items():
+        mine, theirs = asdict(item), asdict(together[key])
+        for name in TIMES:
+            mine.pop(name), theirs.pop(name)
+        assert mine == theirs
+        clips = [(tmp_path / n / item.clip).stat().st_size for n in ("alone", "together")]
+        assert min(clips) > 0
+    described = [Folder(tmp_path / n).read() for n in ("alone", "together")]
+    assert described[0]["searched"] == described[1]["searched"]
+    assert described[1]["ceiling"]["psnr"] is None
+    assert not list((tmp_path / "together" / "references").iterdir())
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "together" / "items").rglob("*.json")}
+    Folder(tmp_path / "together").item("uniform:4", 1, 0).unlink()
+    assert bench(model, tmp_path, policies, "--ray", "--workers", 1, "--resume", out="together") == 0
+    after = {p: p.stat().st_mtime_ns for p in (tmp_path / "together" / "items").rglob("*.json")}
+    assert [p.name for p in before if before[p] != after[p]] == ["0001-0.json"]
+
+
+def test_a_calibration_on_ray_is_the_one_of_one_process(nodes, model, tmp_path, capsys):
+    (tmp_path / "prompts.txt").write_text(PROMPTS)
+    flags = [
+        "calibrate",
+        "--model",
+        model,
+        "--prompts",
+        str(tmp_path / "prompts.txt"),
+        "--steps",
+        "16",
+        "--seeds",
+        "0,1",
+    ]
+    assert main([*flags, "--out", str(tmp_path / "alone.json")]) == 0
+    assert main([*flags, "--out", str(tmp_path / "together.json"), "--ray", "--workers", "2"]) == 0
+    assert (tmp_path / "alone.json").read_bytes() == (tmp_path / "together.json").read_bytes()
+    assert "4 run(s) of 16 steps" in capsys.readouterr().out
+
+
+def started(model, folder, *flags):
+    (folder / "prompts.txt").write_text("a red circle\na blue square\na green triangle\na white ring\n")
+    command = [sys.executable, "-m", "stepcache", "bench", "--model", model, "--prompts", str(folder / "prompts.txt")]
+    flags = [
+        "--policies",
+        "uniform:4 steps:4 uniform:6",
+        "--steps",
+        str(STEPS),
+        "--out",
+        str(folder / "results"),
+        *flags,
+    ]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    return subprocess.Popen(
+        [*command, *flags, "--ray", "--workers", "2", "--cpus-per-worker", "0.5"],
+        start_new_session=True,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for(folder, count, process):
+    deadline = time.monotonic() + 120
+    while len(list((folder / "results" / "items").rglob("*.json"))) < count:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_the_driver_is_stopped_and_goes_on(model, tmp_path, how):
+    """Ctrl-C leaves a merged table; after either, no finished item is computed again."""
+    process = started(model, tmp_path)
+    wait_for(tmp_path, 5, process)
+    os.killpg(process.pid, how) if how == signal.SIGINT else process.kill()
+    said = process.communicate(timeout=60)[0]
+    if how == signal.SIGINT:
+        assert process.returncode == 130, said
+        assert "interrupted; everything finished is in" in said
+        assert "uncached" in (tmp_path / "results" / "table.txt").read_text()
+    time.sleep(1)
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "results" / "items").rglob("*.json")}
+    assert 5 <= len(before) < 16
+    again = started(model, tmp_path, "--resume")
+    said = again.communicate(timeout=180)[0]
+    assert again.returncode == 0, said
+    after = {p: p.stat().st_mtime_ns for p in (tmp_path / "results" / "items").rglob("*.json")}
+    assert len(after) == 16
+    assert all(after[p] == t for p, t in before.items())
+    assert not list((tmp_path / "results").rglob("*.tmp"))
+    assert not list((tmp_path / "results" / "references").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--ray", "127.0.0.1:1"), "nobody answers there"),
+        (("--ray", "nonsense"), "expected host:port"),
+        (("--ray", "--workers", 0), "expected at least 1"),
+        (("--ray", "--gpus-per-worker", 1.5), "a whole number, or a share below 1"),
+        (("--ray", "--cpus-per-worker", 0), "One of the two must be above 0"),
+        (("--ray", "--max-retries", -1), "expected 0 or more"),
+    ],
+)
+def test_mistakes(model, tmp_path, capsys, monkeypatch, flags, message):
+    monkeypatch.setattr(cluster, "REACH", 1.0)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    assert bench(model, tmp_path, "uniform:4", *flags) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_without_ray(model, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert bench(model, tmp_path, "uniform:4", "--ray") == 2
+    assert "pip install 'stepcache[cluster]'" in capsys.readouterr().err
