@@ -11,6 +11,7 @@ from stepcache import specs
 from stepcache.cli import main
 from stepcache.generate import Request, load_pipeline
 from stepcache.meter import Meter, run_once
+from stepcache.places import place
 from stepcache.policies import EasyCache, LeMiCa, MagCache
 from stepcache.results import Folder, Item, row, slug, table
 from stepcache.shards import part, shard_from
@@ -318,3 +319,35 @@ def test_rows_of_identical_and_failed_items():
     assert row("m", [same], 8).psnr is None
     assert row("m", [Item("m", 0, "p", 0, error="x")], 8).failed == 1
     assert slug("a/b:c,d") == "a_b_c_d"
+
+
+@pytest.mark.parametrize("kind", ["memory", "file"])
+def test_results_at_any_address(model, tmp_path, capsys, kind):
+    """An object store's interface: everything is written, resumed, merged and reported as in a folder."""
+    pytest.importorskip("upath", reason="universal_pathlib is not installed (pip install 'stepcache[cluster]')")
+    out = "memory://bench/one" if kind == "memory" else f"file://{tmp_path}/far"
+    (tmp_path / "prompts.txt").write_text(PROMPTS)
+    arguments = ["bench", "--model", model, "--prompts", str(tmp_path / "prompts.txt"), "--steps", str(STEPS)]
+    assert main([*arguments, "--policies", "uniform:4", "--out", out]) == 0
+    there = Folder(place(out))
+    gone = there.item("uniform:4", 1, 0)
+    gone.unlink()
+    assert main([*arguments, "--policies", "uniform:4", "--out", out]) == 2
+    assert main([*arguments, "--policies", "uniform:4", "--out", out, "--resume"]) == 0
+    assert gone.exists()
+    assert main(["bench", "--merge", out, "--out", str(tmp_path / "near")]) == 0
+    assert "all items are there" in capsys.readouterr().out
+    near = Folder(tmp_path / "near")
+    assert near.items() == there.items()
+    assert all((near.root / item.clip).stat().st_size > 0 for item in near.items())
+    assert main(["report", out, "--out", str(tmp_path / "report.html")]) == 0
+    assert "4 clips" in capsys.readouterr().out
+    assert main(["report", out]) == 2
+    assert "give --out FILE" in capsys.readouterr().err
+
+
+def test_unknown_addresses(tmp_path, model, capsys):
+    (tmp_path / "prompts.txt").write_text(PROMPTS)
+    arguments = ["bench", "--model", model, "--prompts", str(tmp_path / "prompts.txt"), "--policies", "uniform:4"]
+    assert main([*arguments, "--out", "gopher://hole/x"]) == 2
+    assert "gopher" in capsys.readouterr().err

@@ -37,6 +37,10 @@ from stepcache.specs import Contender, Search, help_text, parse
 class Crew(Protocol):
     """Whoever does the jobs: this process (`jobs.Alone`), or workers on a cluster (`cluster.Fleet`)."""
 
+    @property
+    def running(self) -> int:
+        """Jobs under way."""
+
     def run(self, jobs: Jobs, settle: Settle) -> None:
         """Do them all, and tell `settle` of each."""
 
@@ -208,8 +212,9 @@ class Bench:
         there = [p for p in self._left if (p, REFERENCE) not in self._todo and self._kept(p).exists()]
         total = len(pairs) * len(names)
         with tqdm(total=total, initial=total - len(todo), desc="bench", unit="item", dynamic_ncols=True) as bar:
-            self._bar = bar
+            self._crew, self._bar = crew, bar
             crew.run(Jobs(jobs, there, retries), self._settle)
+        self.folder.tidy()
 
     def _job(self, pair: Pair, name: str) -> Job:
         if name == REFERENCE:
@@ -248,10 +253,10 @@ class Bench:
             path = self.folder.item(name, job.pair[0], job.pair[2])
             if not path.exists():
                 Item(name, *job.pair, error=outcome.error[:2000]).save(path)
-            self._bar.set_postfix_str(f"{self.failed} failed")
         self._left[job.pair] -= 1
         if self.shared and not self._left[job.pair]:
             self._kept(job.pair).unlink(missing_ok=True)
+        self._bar.set_postfix_str(f"{self._crew.running} running, {self.failed} failed", refresh=False)
         self._bar.update()
 
     def _kept(self, pair: Pair) -> Path:

@@ -9,6 +9,7 @@ where it stopped. Calibrations made on several machines merge:
 from __future__ import annotations
 
 import argparse
+import functools
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from stepcache import __version__
+from stepcache import __version__, cluster
 from stepcache.calibration import Calibration, Recorder
 from stepcache.generate import (
     Request,
@@ -31,6 +32,7 @@ from stepcache.generate import (
     sample_latent,
 )
 from stepcache.hosts.diffusers import accelerate
+from stepcache.jobs import Job, Jobs, Outcome
 from stepcache.metrics import mean_psnr, psnr
 from stepcache.policies.checked import Checked
 from stepcache.prompts import read_prompts
@@ -127,6 +129,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--store_dtype", choices=tuple(STORED), default="float32", help="precision of the outputs held (float32)")
     add("--no-decode", action="store_true", help="no accelerated run to learn what PSNR forecasts come to")
     add("--merge", nargs="+", metavar="FILE", help="merge calibrations instead of running anything")
+    cluster.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -153,31 +156,108 @@ def run(args: argparse.Namespace) -> int:
     if not todo:
         print(describe(known) if known else "")
         return 0
-    pipe = load_pipeline(args.model, args.device, args.dtype)
-    pipe.set_progress_bar_config(disable=True)
-    seconds: dict[tuple[str, int], float] = {}  # of uncached runs
+    save = functools.partial(_save, args, pairs)
+    if cluster.asked(args):
+        calibration = _on_ray(args, todo, known, save)
+        print(describe(calibration))
+        print(f"wrote {args.out}")
+        return 0
+    started = time.perf_counter()
+    recording = Recording(args, request)
+    calibration = recording.calibrate(tqdm(todo, desc="calibrate", unit="run", dynamic_ncols=True), known, save)
+    seconds = sum(recording.seconds.values())
+    extra = (time.perf_counter() - started - recording.loading) / seconds - 1
+    print(describe(calibration))
+    print(f"{len(recording.seconds)} uncached run(s) in {seconds:.1f} s, {extra:.1%} on top; wrote {args.out}")
+    return 0
 
-    def sample(prompt: str, seed: int) -> torch.Tensor:
+
+class Recording:
+    """A pipeline and how it is recorded; loading takes `loading` seconds, uncached runs `seconds` each."""
+
+    def __init__(self, args: argparse.Namespace, request: Request) -> None:
         started = time.perf_counter()
-        latent = sample_latent(pipe, replace(request, prompt=prompt, seed=seed))
-        seconds.setdefault((prompt, seed), time.perf_counter() - started)
+        self.args, self.request = args, request
+        self.pipe = load_pipeline(args.model, args.device, args.dtype)
+        self.pipe.set_progress_bar_config(disable=True)
+        self.seconds: dict[tuple[str, int], float] = {}
+        self.loading = time.perf_counter() - started
+
+    def calibrate(
+        self,
+        runs: Iterable[tuple[str, int]],
+        known: Calibration | None = None,
+        save: Callable[[Calibration], None] | None = None,
+        anchored: bool = True,
+    ) -> Calibration:
+        """Record runs; `anchored`: the first one also in a fifth of its steps, if nothing is known yet."""
+        decode = None if self.args.no_decode or not anchored else self._decode
+        dtype, folder = STORED[self.args.store_dtype], self.args.store
+        return calibrate(
+            self.pipe, runs, self._sample, decode=decode, known=known, save=save, dtype=dtype, folder=folder
+        )
+
+    def __call__(self, job: Job) -> Outcome:
+        """One run, as a job of a fleet."""
+        if job.pair is None:
+            raise ValueError("a run needs a prompt and seed.")
+        try:
+            return Outcome(value=self.calibrate([(job.pair[1], job.pair[2])], anchored=job.first))
+        except RuntimeError as error:
+            return Outcome(f"{type(error).__name__}: {error}", again=True)
+        except ValueError as error:
+            return Outcome(str(error))
+
+    def _sample(self, prompt: str, seed: int) -> torch.Tensor:
+        started = time.perf_counter()
+        latent = sample_latent(self.pipe, replace(self.request, prompt=prompt, seed=seed))
+        self.seconds.setdefault((prompt, seed), time.perf_counter() - started)
         return latent
 
-    started = time.perf_counter()
-    calibration = calibrate(
-        pipe,
-        tqdm(todo, desc="calibrate", unit="run", dynamic_ncols=True),
-        sample,
-        decode=None if args.no_decode else lambda latent: decode_latent(pipe, latent),
-        known=known,
-        save=lambda found: replace(found, about={"stepcache": __version__, "model": args.model}).save(args.out),
-        dtype=STORED[args.store_dtype],
-        folder=args.store,
-    )
-    extra = (time.perf_counter() - started) / sum(seconds.values()) - 1
-    print(describe(calibration))
-    print(f"{len(seconds)} uncached run(s) in {sum(seconds.values()):.1f} s, {extra:.1%} on top; wrote {args.out}")
-    return 0
+    def _decode(self, latent: torch.Tensor) -> np.ndarray:
+        return decode_latent(self.pipe, latent)
+
+
+def _save(args: argparse.Namespace, pairs: list[tuple[str, int]], found: Calibration) -> None:
+    """Write the file, runs in the order in which they were asked for: whoever made them, and whenever."""
+    place = {pair: i for i, pair in enumerate(pairs)}
+    runs = tuple(sorted(found.runs, key=lambda run: place.get((run.prompt, run.seed), -1)))
+    replace(found, runs=runs, about={"stepcache": __version__, "model": args.model}).save(args.out)
+
+
+def _on_ray(
+    args: argparse.Namespace,
+    todo: list[tuple[str, int]],
+    known: Calibration | None,
+    save: Callable[[Calibration], None],
+) -> Calibration:
+    """The runs, recorded by workers of a cluster; their calibrations are merged here, saved after every one."""
+    calibration, failed = known, []
+    flags = argparse.Namespace(**{k: v for k, v in vars(args).items() if k != "run"})
+    with cluster.fleet(functools.partial(_recorder, flags), args, Path(args.out).absolute().parent) as (fleet, _):
+        jobs = [Job("run", (i, *pair), first=known is None and i == 0) for i, pair in enumerate(todo)]
+        with tqdm(total=len(jobs), desc="calibrate", unit="run", dynamic_ncols=True) as bar:
+
+            def settle(job: Job, outcome: Outcome) -> None:
+                nonlocal calibration
+                bar.update()
+                if outcome.error:
+                    failed.append(outcome.error)
+                    return
+                calibration = outcome.value if calibration is None else calibration.merged(outcome.value)
+                save(calibration)
+
+            fleet.run(Jobs(jobs, retries=args.max_retries), settle)
+    if failed or calibration is None:
+        raise ValueError(f"{len(failed)} of {len(jobs)} run(s) failed: {failed[0]}; the others are in {args.out}.")
+    return calibration
+
+
+def _recorder(args: argparse.Namespace) -> tuple[Recording, dict[str, Any]]:
+    """What a worker makes once."""
+    recording = Recording(args, request_from(args, model_defaults(args.model)))
+    versions = {"stepcache": __version__, "torch": torch.__version__}
+    return recording, {"versions": versions, "machine": str(recording.pipe.device)}
 
 
 def read_seeds(text: str) -> list[int]:

@@ -13,6 +13,7 @@ import hashlib
 import os
 import secrets
 import socket
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -253,6 +254,8 @@ class Fleet:
 
     def __enter__(self) -> Fleet:
         (self.folder / self._token).write_text("")
+        of = f"{self.resources.cpus:g} CPU, {self.resources.gpus:g} GPU"
+        print(f"{self._count} worker(s) of {of} are loading", file=sys.stderr)
         try:
             for _ in range(self._count):
                 self._recruit()
@@ -270,6 +273,11 @@ class Fleet:
     def running(self) -> int:
         """Jobs under way."""
         return sum(member.job is not None for member in self._flying.values())
+
+    @property
+    def loaded(self) -> int:
+        """Workers that have loaded and are not known to be lost."""
+        return len(self._idle) + sum(member.ready for member in self._flying.values())
 
     def run(self, jobs: Jobs, settle: Settle) -> None:
         """Do all jobs; `settle` is told of each once, in the order in which they end."""

@@ -181,11 +181,14 @@ class Alone:
 
     def __init__(self, work: Callable[[Job], Outcome]) -> None:
         self.work = work
+        self.running = 0
 
     def run(self, jobs: Jobs, settle: Settle) -> None:
         """Do them all."""
         while (job := jobs.take(self)) is not None:
+            self.running = 1
             outcome = self.work(job)
+            self.running = 0
             settle_with(jobs, job, outcome, settle)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,11 @@ class Folder:
         """All items there are, by method, prompt and seed."""
         with ThreadPoolExecutor(16) as pool:  # of use where every file is a request to somewhere else
             return list(pool.map(Item.load, files_below(self.root / "items", "*/*.json")))
+
+    def tidy(self) -> None:
+        """Remove the folder of shared uncached runs if nothing is in it."""
+        with suppress(OSError):
+            (self.root / "references").rmdir()
 
     def below(self, path: Path) -> str:
         """A path as it is written in an item."""

@@ -20,6 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from stepcache.generate import check_writable
+from stepcache.places import at_hand, is_remote, place
 from stepcache.plan import write_atomically
 from stepcache.report import charts, figures
 from stepcache.results import REFERENCE, Folder, Item, Row, table
@@ -49,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = __doc__
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.set_defaults(run=run)
-    parser.add_argument("folder", metavar="DIR", help="the --out of stepcache bench")
+    parser.add_argument("folder", metavar="DIR", help="the --out of stepcache bench: a folder, or an address")
     parser.add_argument("--out", metavar="FILE", help="the page (default: DIR/report.html)")
     parser.add_argument("--width", type=int, default=WIDTH, help=f"largest width of the clips in it, pixels ({WIDTH})")
     parser.add_argument("--clips", type=int, metavar="N", help="take clips of the first N prompts only (default: all)")
@@ -60,7 +61,9 @@ def run(args: argparse.Namespace) -> int:
     """Read the folder, write page and figures."""
     if args.width < 16:
         raise ValueError(f"--width is {args.width}; expected 16 pixels or more.")
-    folder = Folder(Path(args.folder))
+    folder = Folder(place(args.folder))
+    if is_remote(folder.root) and not args.out:
+        raise ValueError(f"{args.folder} is read over the network; give --out FILE for the page.")
     out = Path(args.out) if args.out else folder.root / "report.html"
     results = read(folder)
     check_writable(out)
@@ -112,7 +115,8 @@ def _shrunk(task: tuple[Path, Path, int]) -> bytes | None:
     """A small copy of a clip, made in a scratch file; `None` if it cannot be read."""
     path, scratch, width = task
     try:
-        write_preview(scratch, open_clip(path), width)
+        with at_hand(path) as local:
+            write_preview(scratch, open_clip(local), width)
         content = scratch.read_bytes()
         scratch.unlink()
     except (OSError, ValueError):
