@@ -827,6 +827,7 @@ class StepCache:
             ValueError: the policy reuses output minus input, and the two are not alike.
         """
         branch, decider = self._state(call)
+        output = _arrived(output)
         feature, x = None, self._like(x, output)
         if self._relative(decider) and x.shape != output.shape:
             raise ValueError(
@@ -944,6 +945,12 @@ class StepCache:
             return key
         taken = len(self._branches)
         return ("cond", "uncond")[taken] if taken < 2 else f"branch{taken + 1}"
+
+
+def _arrived(output: torch.Tensor) -> torch.Tensor:
+    """The tensor behind what torch's functional collectives give, which has no memory of its own to keep or weigh."""
+    wait = getattr(output, "trigger_wait", None)
+    return output if wait is None else wait()
 
 
 def _combine(branch: _Branch, weights: tuple[float, ...], device: torch.device) -> torch.Tensor:

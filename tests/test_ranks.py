@@ -1,13 +1,23 @@
-"""Decisions that depend on data are agreed between ranks before anyone acts: two real processes."""
+"""One video on two real processes: decisions agreed before anyone acts, diffusers' context parallelism, lost ranks."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from conftest import torchrun
 
-from stepcache import EasyCache, StepCache, Trajectory
+from stepcache import Checked, EasyCache, MagCache, Off, StepCache, TaylorSeer, TeaCache, Trajectory, Uniform
+from stepcache.generate import Request, generate, load_pipeline
+from stepcache.ranks import Ranks, together, video_tokens
 
 STEPS = 30
 
@@ -48,3 +58,150 @@ def test_ranks_that_measure_differently_decide_alike(tmp_path):
     c, d = decisions(tmp_path / "together", agree=True)
     assert c == d
     assert not all(c)
+
+
+# ------------------------------------------------------------------------------------------- context parallelism
+
+REQUEST = Request("a red circle", steps=12, guidance=4.0, height=64, width=64, num_frames=5)
+CONSTANT = (0.0, 0.0, 0.0, 0.0, 0.1)
+RATIOS = {"cond": (1.0, *[0.97] * 11), "uncond": (1.0, *[0.97] * 11)}
+
+
+def policies():
+    from stepcache import Ratios
+
+    return {
+        "uncached": Off(),
+        "uniform": Uniform(6),
+        "checked": Checked(6),
+        "taylorseer": TaylorSeer(3, 1),
+        "magcache": MagCache(0.1, 2, 0.2, ratios=Ratios(12, RATIOS)),
+        "easycache": EasyCache(0.3, 3),
+        "teacache": TeaCache(0.25, coefficients=CONSTANT),
+    }
+
+
+def contrary(policy, rank):
+    """The same policy, whose measure says the opposite on the second rank."""
+    original = policy.begin
+
+    def begin(run):
+        decider = original(run)
+        compute = decider.compute
+        if rank:
+            decider.compute = lambda step, x: not compute(step, x)
+        return decider
+
+    object.__setattr__(policy, "begin", begin)
+    return policy
+
+
+def _video(rank, model, folder, forced):
+    torch.set_num_threads(1)
+    os.environ.update(
+        RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=(folder / "port").read_text()
+    )
+    with together(60) as mine:
+        pipe = load_pipeline(model)
+        pipe.set_progress_bar_config(disable=True)
+        mine.split(pipe, "ulysses", video_tokens(pipe, REQUEST.num_frames, REQUEST.height, REQUEST.width))
+        for name, policy in policies().items():
+            if forced and name not in ("easycache", "teacache"):
+                continue
+            frames, summary = generate(pipe, REQUEST, contrary(policy, rank) if forced else policy, group=mine.group)
+            np.save(folder / f"{name}-{rank}.npy", frames)
+            (folder / f"{name}-{rank}.json").write_text(json.dumps(summary.computed))
+
+
+def videos(model, folder, forced=False):
+    folder.mkdir()
+    (folder / "port").write_text(torchrun("", 2)[-1].partition("=")[2])
+    mp.spawn(_video, args=(model, folder, forced), nprocs=2)
+
+    def read(name):
+        return [
+            (np.load(folder / f"{name}-{rank}.npy"), tuple(json.loads((folder / f"{name}-{rank}.json").read_text())))
+            for rank in (0, 1)
+        ]
+
+    return read
+
+
+@pytest.mark.slow
+def test_every_policy_on_two_ranks_makes_the_clip_of_one(model, tmp_path):
+    read = videos(model, tmp_path / "two")
+    pipe = load_pipeline(model)
+    pipe.set_progress_bar_config(disable=True)
+    for name, policy in policies().items():
+        frames, summary = generate(pipe, REQUEST, policy)
+        for there, computed in read(name):
+            assert computed == summary.computed, name
+            assert np.abs(there.astype(int) - frames.astype(int)).max() <= 1, name
+        assert name == "uncached" or len(summary.computed) < REQUEST.steps
+
+
+@pytest.mark.slow
+def test_ranks_forced_to_disagree_neither_wait_nor_diverge(model, tmp_path):
+    read = videos(model, tmp_path / "forced", forced=True)
+    for name in ("easycache", "teacache"):
+        (a, computed), (b, also) = read(name)
+        assert computed == also, name
+        assert len(computed) == REQUEST.steps  # one of the two always wants to compute
+        assert (a == b).all(), name
+
+
+def command(model, output, *flags):
+    generate = ["generate", "--model", model, "--prompt", "a red circle", "--output", str(output)]
+    sizes = ["--height", "64", "--width", "64", "--num_frames", "5"]
+    return ["-m", "stepcache", *generate, *sizes, "--device", "cpu", *flags]
+
+
+@pytest.mark.slow
+def test_the_command_under_torchrun(model, tmp_path):
+    flags = ("--steps", "12", "--policy", "easycache", "--thresh", "0.3", "--ret_steps", "3")
+    for name, launcher in {"one": [sys.executable], "two": torchrun(sys.executable, 2)}.items():
+        run = [*launcher, *command(model, tmp_path / f"{name}.npy", *flags)]
+        done = subprocess.run(run, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("wrote") == 1
+    one, two = (np.load(tmp_path / f"{name}.npy").astype(int) for name in ("one", "two"))
+    assert np.abs(one - two).max() <= 1
+    records = [json.loads((tmp_path / f"{name}.json").read_text())["result"]["computed"] for name in ("one", "two")]
+    assert records[0] == records[1]
+
+
+@pytest.mark.slow
+def test_a_rank_that_dies_is_an_error_and_no_hang(model, tmp_path):
+    port = torchrun("", 2)[-1].partition("=")[2]
+    processes = []
+    for rank in (0, 1):
+        ranks = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        run = [sys.executable, *command(model, tmp_path / "x.npy", "--steps", "4000", "--rank_timeout", "20")]
+        processes.append(
+            subprocess.Popen(
+                run, env={**os.environ, **ranks}, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+        )
+    said = ""
+    while "/4000" not in said:  # the first rank's progress bar: the loop is under way
+        said += processes[0].stderr.read(1)
+    processes[1].send_signal(signal.SIGKILL)
+    began = time.monotonic()
+    rest = processes[0].communicate(timeout=60)[1]
+    assert processes[0].returncode == 2
+    assert time.monotonic() - began < 40
+    assert "rank 0 of 2 failed, or another was lost" in rest
+    assert "Traceback" not in rest
+    assert not (tmp_path / "x.npy").exists()
+
+
+def test_what_cannot_be_divided():
+    config = SimpleNamespace(num_attention_heads=2)
+    pipe = SimpleNamespace(transformer=SimpleNamespace(config=config))
+    with pytest.raises(ValueError, match="2 attention heads cannot be divided over 3 ranks"):
+        Ranks(0, 3).split(pipe, "ulysses", 30)
+    with pytest.raises(ValueError, match="31 tokens cannot be divided over 2 ranks"):
+        Ranks(0, 2).split(pipe, "ring", 31)
+    Ranks().split(None, "ulysses", 31)
+    with pytest.raises(ValueError, match="above 0"), together(0):
+        pass

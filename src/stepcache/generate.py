@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from stepcache import __version__
+from stepcache import __version__, ranks
 from stepcache.cache import Policy, RunSummary
 from stepcache.hosts.diffusers import accelerate, model_name
 from stepcache.plan import Boundary, Plan, Trajectory, read_text, write_atomically
@@ -78,6 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--fps", type=float, help="default: the model's, else 16")
     add("--device", help="default: cuda if there is one, else cpu")
     add("--dtype", choices=("float32", "bfloat16", "float16"), help="default: bfloat16 on cuda, float32 on cpu")
+    ranks.add_arguments(parser)
     add_policy_arguments(parser)
 
 
@@ -287,14 +288,14 @@ def _rounded(frames: np.ndarray) -> np.ndarray:
 
 
 def generate(
-    pipe: Any, request: Request, policy: Policy, cache_device: str | None = None, **inputs: Any
+    pipe: Any, request: Request, policy: Policy, cache_device: str | None = None, group: Any = None, **inputs: Any
 ) -> tuple[np.ndarray, RunSummary]:
-    """Run the pipeline once under `policy`.
+    """Run the pipeline once under `policy`; `group`: the ranks that make the clip together.
 
     Returns:
         frames [T, H, W, 3] uint8, and what the run did.
     """
-    with accelerate(pipe, policy, cache_device=cache_device) as accelerated:
+    with accelerate(pipe, policy, cache_device=cache_device, group=group) as accelerated:
         frames = generated_frames(pipe, request, **inputs)
     return frames, accelerated.summary()
 
@@ -349,10 +350,15 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--fps is {fps}; expected a number above 0.")
     for target in filter(None, (args.output, args.magcache_ratios if args.magcache_calibration else None)):
         check_writable(Path(target))
-    pipe = load_pipeline(args.model, args.device, args.dtype)
-    inputs = _image_input(pipe, args.image, request)
-    check_policy(policy, pipe, request)
-    frames, summary = generate(pipe, request, policy, args.cache_device, **inputs)
+    with ranks.together(args.rank_timeout, args.device) as mine:
+        pipe = load_pipeline(args.model, mine.device or args.device, args.dtype)
+        mine.split(pipe, args.parallel, ranks.video_tokens(pipe, request.num_frames, request.height, request.width))
+        pipe.set_progress_bar_config(disable=mine.rank > 0)
+        inputs = _image_input(pipe, args.image, request)
+        check_policy(policy, pipe, request)
+        frames, summary = generate(pipe, request, policy, args.cache_device, mine.group, **inputs)
+    if mine.rank:
+        return 0  # the first rank writes
     write_clip(output, frames, fps)
     if args.lossless:
         write_clip(output.with_suffix(".mkv"), frames, fps)

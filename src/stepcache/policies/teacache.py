@@ -80,10 +80,16 @@ class TeaCache:
 
     def begin(self, run: Trajectory) -> Decider:
         """Compile for the run."""
-        return FollowPlan(self.plan(run))
+        return _Measured(self.plan(run))
 
     def __str__(self) -> str:
         return f"teacache (thresh {self.teacache_thresh:g}{', ret_steps' if self.use_ret_steps else ''})"
+
+
+class _Measured(FollowPlan):
+    """A plan from the model's own modulation: each rank measured it itself, so the ranks agree all the same."""
+
+    data_dependent = True
 
 
 def _polynomial(coefficients: tuple[float, ...], x: float) -> float:

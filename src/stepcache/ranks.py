@@ -1,0 +1,130 @@
+"""One video on several ranks: diffusers' own context parallelism, and a cache whose ranks decide together.
+
+    torchrun --nproc_per_node=2 -m stepcache generate ...
+
+Attention is split over the ranks (arXiv 2309.14509, Ulysses; arXiv 2310.01889, ring); latents and outputs are whole on
+each. A plan is the same everywhere. A method that decides while it runs asks all ranks before it acts (`StepCache`,
+`group`), because a rank that computes alone would wait forever for the others' attention.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+
+Parallel = Literal["ulysses", "ring"]
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Which of the processes that make one video this is.
+
+    Args:
+        rank, world: which of how many.
+        device: this rank's; None if there is one process, which takes its own.
+        group: of all of them; None if there is one.
+    """
+
+    rank: int = 0
+    world: int = 1
+    device: str | None = None
+    group: dist.ProcessGroup | None = None
+
+    def split(self, pipe: Any, kind: Parallel, tokens: int) -> None:
+        """Let the ranks share the attention of the pipeline's transformer; nothing if there is one.
+
+        Args:
+            pipe: a diffusers pipeline whose transformer knows context parallelism.
+            kind: "ulysses" exchanges heads, "ring" passes keys and values round.
+            tokens: length of the sequence that is split.
+
+        Raises:
+            ValueError: heads or tokens cannot be divided, or this diffusers or attention cannot do it.
+        """
+        if self.world == 1:
+            return
+        try:
+            from diffusers import ContextParallelConfig
+        except ImportError as error:
+            raise ValueError("several ranks need diffusers 0.36 or later.") from error
+        transformer, heads = pipe.transformer, pipe.transformer.config.num_attention_heads
+        if kind == "ulysses" and heads % self.world:
+            raise ValueError(f"{heads} attention heads cannot be divided over {self.world} ranks; use --parallel ring.")
+        if tokens % self.world:
+            raise ValueError(f"{tokens} tokens cannot be divided over {self.world} ranks; use another size or number.")
+        try:
+            with _counted_device():
+                transformer.enable_parallelism(config=ContextParallelConfig(**{f"{kind}_degree": self.world}))
+        except (ValueError, RuntimeError, NotImplementedError) as error:
+            raise ValueError(f"--parallel {kind}: {error}") from error
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags for runs on several ranks."""
+    group = parser.add_argument_group("on several ranks (torchrun --nproc_per_node=N -m stepcache generate ...)")
+    group.add_argument(
+        "--parallel", choices=("ulysses", "ring"), default="ulysses", help="how attention is split (ulysses)"
+    )
+    group.add_argument(
+        "--rank_timeout", type=float, default=600.0, metavar="S", help="give up on a rank after so many seconds (600)"
+    )
+
+
+@contextmanager
+def together(timeout: float, device: str | None = None) -> Iterator[Ranks]:
+    """The ranks a launcher started (WORLD_SIZE, RANK, LOCAL_RANK), connected while the context lasts.
+
+    Args:
+        timeout: seconds after which a rank that does not answer is given up.
+        device: "cpu" or "cuda"; default cuda if there is one.
+
+    Raises:
+        ValueError: a timeout that is not positive.
+        ConnectionError: this rank failed, or another was lost.
+    """
+    if not timeout > 0:
+        raise ValueError(f"--rank_timeout is {timeout:g}; expected a number of seconds above 0.")
+    world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    if world == 1:
+        yield Ranks()
+        return
+    cuda = (device or "cuda").startswith("cuda") and torch.cuda.is_available()
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    if cuda:
+        torch.cuda.set_device(local)
+    try:
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(seconds=timeout))
+        yield Ranks(rank, world, f"cuda:{local}" if cuda else "cpu", dist.group.WORLD)
+    except RuntimeError as error:
+        raise ConnectionError(f"rank {rank} of {world} failed, or another was lost: {error}") from error
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+@contextmanager
+def _counted_device() -> Iterator[None]:
+    """Where there is no accelerator, count the CPU as one: diffusers 0.42 divides by the number of accelerators."""
+    count = torch.accelerator.device_count
+    if count() == 0:
+        torch.accelerator.device_count = lambda: 1
+    try:
+        yield
+    finally:
+        torch.accelerator.device_count = count
+
+
+def video_tokens(pipe: Any, num_frames: int, height: int, width: int) -> int:
+    """Tokens of a clip in a Wan transformer."""
+    frames = (num_frames - 1) // pipe.vae_scale_factor_temporal + 1
+    t, h, w = pipe.transformer.config.patch_size
+    space = pipe.vae_scale_factor_spatial
+    return int((frames // t) * (height // space // h) * (width // space // w))
