@@ -170,10 +170,10 @@ class Methods:
     def checked(self, budget: int, runs: int | None = None, through: str = "position", **settings: Any) -> Plan:
         """Our plan, from the first `runs` of its calibration; brought to this run's steps if it is of others."""
         source = replace(self.plans_from, runs=self.plans_from.runs[:runs])
-        planned = round(budget * source.num_steps / self.steps)
+        planned = budget if through == "sigma" else round(budget * source.num_steps / self.steps)
         plan = plan_checked(source, planned, **settings)
         if through == "sigma":
-            plan = replace(plan, computed=self._at_levels(plan), weights=(), errors=()).checked(plan.check)
+            plan = Plan(self.steps, self._at_levels(plan)).checked(plan.check)
         elif (plan.num_steps, plan.budget) != (self.steps, budget):
             plan = plan.resampled(self.steps, budget)
         return anywhere(plan)
