@@ -46,6 +46,9 @@ Modulation = Callable[[float], tuple[Any, Any]]
 """timestep -> (time embedding e, its projection e0), the tensors that modulate the blocks: what TeaCache measures."""
 EARLY = 0.25
 """Share of the run in which checked plans repeat outputs (docs/planning.md has the measurement)."""
+HINDSIGHT, MENDED, DENSE = 0.5, 0.06, 0.08
+"""With multistep samplers, checked plans of which no gap is longer than DENSE of the run make up for HINDSIGHT of what
+was missed in gaps of at most MENDED of it. In longer ones, and with Euler, this lost (docs/planning.md)."""
 SCHEMA, SCHEMA_VERSION = "stepcache.plan", 1
 
 
@@ -119,6 +122,8 @@ class Plan:
         scheduler: the sampler's class name the plan was made for; `None` is "any".
         guidance_range: lowest and highest guidance scale the plan may be used at, where `guidance` is left open.
         errors: pairs (step, predicted root mean square error of the output there), from the calibration.
+        hindsight: pairs (step, share): the output of that computed step is handed on with this share of what the
+            prediction there would have missed added to it, in [0, 1]: it makes up for the reused steps before.
         figures: pairs (name, value) of what was predicted or measured of the plan, e.g. ("psnr_mean", 38.1).
         source: where the figures come from.
         notes: what a reader should know, e.g. that the schedule was resampled.
@@ -143,6 +148,7 @@ class Plan:
     guidance_range: tuple[float, float] | None = None
     errors: tuple[tuple[int, float], ...] = ()
     figures: tuple[tuple[str, float], ...] = ()
+    hindsight: tuple[tuple[int, float], ...] = ()
 
     def __post_init__(self) -> None:
         steps = self.computed
@@ -170,6 +176,11 @@ class Plan:
                 raise ValueError(f"step {step} has {len(weights)} weights; {before} outputs are known by then.")
             if not all(math.isfinite(w) for w in weights):
                 raise ValueError(f"step {step} has a weight that is not a finite number.")
+        for step, share in self.hindsight:
+            if step not in self.computed or not 0 <= share <= 1:
+                raise ValueError(
+                    f"hindsight names step {step} with {share:g}; expected a computed step and a share in [0, 1]."
+                )
         if self.guidance_range is not None and not self.guidance_range[0] <= self.guidance_range[1]:
             raise ValueError(f"guidance_range is {list(self.guidance_range)}; expected the lower end first.")
 
@@ -278,6 +289,7 @@ class Plan:
             timesteps=None,
             errors=(),
             figures=(),
+            hindsight=(),
             notes=(*self.notes, note),
         )
 
@@ -285,14 +297,17 @@ class Plan:
         """The same schedule with first-order extrapolation under the self-check, method "checked".
 
         What follows a computed step in the first quarter of the run is repeated: what goes wrong there grows longest.
+        Dense schedules for a multistep sampler whose timesteps are known also make up for half of what was missed.
         """
         weights = first_order(self.computed, self.num_steps, EARLY)
-        return replace(self, method="checked", weights=weights, check=check or Check())
+        multistep = self.timesteps is not None and "Multistep" in (self.scheduler or "")
+        hindsight = in_hindsight(self.computed, self.timesteps or ()) if multistep else ()
+        return replace(self, method="checked", weights=weights, check=check or Check(), hindsight=hindsight)
 
     def extrapolated(self) -> Plan:
         """The same schedule with first-order extrapolation of the reused steps and no check, method "static"."""
         weights = tuple((k, w) for k, w in first_order(self.computed, self.num_steps) if k not in self.computed)
-        return replace(self, method="static", weights=weights, check=None)
+        return replace(self, method="static", weights=weights, check=None, hindsight=())
 
     def to_json(self) -> str:
         """JSON text with the schema's name and version inside; `Plan.from_json` reads it back equal."""
@@ -311,7 +326,7 @@ class Plan:
             for name in ("computed", "timesteps", "notes"):
                 data[name] = tuple(data[name]) if data.get(name) is not None else cls.__dataclass_fields__[name].default
             data["weights"] = tuple((int(k), tuple(float(w) for w in ws)) for k, ws in data.get("weights") or ())
-            for name in ("errors", "figures"):
+            for name in ("errors", "figures", "hindsight"):
                 data[name] = tuple((key, float(value)) for key, value in data.get(name) or ())
             if data.get("guidance_range") is not None:
                 low, high = data["guidance_range"]
@@ -355,6 +370,27 @@ def first_order(
         if step in nodes or last >= early * num_steps:
             c = (step - last) / (last - before)
             rows.append((step, (1 + c, -c)))
+    return tuple(rows)
+
+
+def in_hindsight(computed: tuple[int, ...], timesteps: tuple[float, ...]) -> tuple[tuple[int, float], ...]:
+    """(step, share) for the computed steps that make up for the gap before them, `Plan.hindsight`.
+
+    Within a gap from k1 to k predictions go wrong in proportion to the distance, up to the miss m that step k reveals:
+    by m (s - k1) / (k - k1) at step s. A sampler moves the latent by about (t_s - t_{s+1}) times the output, so
+    HINDSIGHT * sum_s (t_s - t_{s+1}) / (t_k - t_{k+1}) * (s - k1) / (k - k1) of m, added to step k's output, takes
+    HINDSIGHT of the gap's error back. Never more than m itself.
+    """
+    steps, times = len(timesteps), (*timesteps, 0.0)
+    moves = [a - b for a, b in itertools.pairwise(times)]
+    gaps = list(itertools.pairwise(computed))
+    if max((k - k1 for k1, k in gaps), default=0) > DENSE * steps:
+        return ()
+    rows = []
+    for k1, k in gaps:
+        if 1 < k - k1 <= MENDED * steps and moves[k] > 0:
+            before = sum(moves[s] / moves[k] * (s - k1) / (k - k1) for s in range(k1 + 1, k))
+            rows.append((k, min(max(HINDSIGHT * before, 0.0), 1.0)))
     return tuple(rows)
 
 
@@ -564,6 +600,10 @@ class Decider:
         """Weights of reused step `step` over the kept features, newest first."""
         return (1.0,)
 
+    def hindsight(self, step: int) -> float:
+        """Share of what was missed at computed step `step` that is added to its output, in [0, 1]."""
+        return 0.0
+
     def recall(self, step: int, branch: str) -> torch.Tensor | None:
         """The output of this call, where it is known from an earlier run (replays do); else `None`."""
         return None
@@ -588,13 +628,16 @@ class FollowPlan(Decider):
     def __init__(self, plan: Plan) -> None:
         self.plan, self.history = plan, plan.history if plan.reused else 0
         self._computed = frozenset(plan.computed)
-        self._weights = dict(plan.weights)
+        self._weights, self._hindsight = dict(plan.weights), dict(plan.hindsight)
 
     def compute(self, step: int, x: torch.Tensor) -> bool:
         return step in self._computed
 
     def weights(self, step: int) -> tuple[float, ...]:
         return self._weights.get(step, (1.0,))
+
+    def hindsight(self, step: int) -> float:
+        return self._hindsight.get(step, 0.0)
 
 
 @dataclass(frozen=True)
@@ -816,8 +859,11 @@ class StepCache:
             return not nodes or nodes[0] < wanted[0]
         return nodes != wanted
 
-    def keep(self, call: Call, x: torch.Tensor, output: torch.Tensor) -> None:
+    def keep(self, call: Call, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         """Keep what an evaluation gave: latents in and out, or tokens before and after the block stack.
+
+        Returns:
+            what to hand on: the output itself, unless the plan corrects it in hindsight.
 
         Raises:
             ValueError: the policy reuses output minus input, and the two are not alike.
@@ -840,6 +886,7 @@ class StepCache:
             self.own = self.own or output.shape
         kept = None if feature is None else narrow(feature, self.own)
         decider.observe(call, narrow(x, self.own), narrow(output, self.own), kept)
+        handed_on = self._in_hindsight(call, branch, decider, output)
         branch.dtype = output.dtype
         branch.computed.append(call.step)
         if self._check is not None and feature is not None and call.planned:
@@ -849,6 +896,23 @@ class StepCache:
         elif call.last:
             branch.kept.clear()
         self._weigh(decider)
+        return handed_on
+
+    def _in_hindsight(self, call: Call, branch: _Branch, decider: Decider, output: torch.Tensor) -> torch.Tensor:
+        """A computed output, moved by a share of what a prediction of it would have missed.
+
+        The reused steps before it missed about as much, each in proportion to its distance from the step they were
+        predicted from; `plan.hindsight` holds what that comes to in units of this step.
+        """
+        share = decider.hindsight(call.step)
+        if not share or not call.planned or self.boundary != "output" or self._lacking(branch, 1, before=True):
+            return output
+        missed = _float(output) - _float(branch.features[0].to(output.device))
+        extrapolated = len(decider.weights(call.step - 1)) > 1
+        weights = decider.weights(call.step) if extrapolated else (1.0,)
+        if (believed := self._believed(branch, weights, output.device)) is not None:
+            missed = missed - believed
+        return (_float(output) + share * missed).to(output.dtype)
 
     def predict(self, call: Call, x: torch.Tensor) -> torch.Tensor:
         """The output of a reused call from the branch's features; as the model's own, it must not be written into.
@@ -1361,7 +1425,8 @@ class Entrance:
         elif call.compute:
             result = original(*args, **kwargs)
             output, self._unpack[call.branch] = pack(result)
-            self.cache.keep(call, x, output)
+            if (handed_on := self.cache.keep(call, x, output)) is not output:
+                result = self._unpack[call.branch](handed_on)
         else:
             result = self._unpack[call.branch](self.cache.predict(call, x))
         self.cache.leave(call, x)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import stepcache
 from stepcache import Check, Checked, LeMiCa, Plan
 from stepcache.cache import FollowPlan, StepCache
-from stepcache.plan import EARLY, Trajectory, first_order
+from stepcache.plan import EARLY, Trajectory, first_order, in_hindsight
 from stepcache.selfcheck import Increment, SelfCheck
 
 NODES = (0, 2, 5, 8, 11)
@@ -47,9 +47,24 @@ def bands_of(x, edges):
     return [smooth[0], *(b - a for a, b in itertools.pairwise(smooth)), x - smooth[-1]]
 
 
+def believed_at(k, known, gains, check, branches):
+    """What is predicted for step k, branch by branch (turned into the check's basis)."""
+    k1, o1 = known[-1]
+    predicted = list(o1)
+    if gains is not None:
+        k2, o2 = known[-2]
+        c = (k - k1) / (k1 - k2)
+        for b in range(branches):
+            parts = bands_of(o1[b] - o2[b], check.bands)
+            believed = sum(t.view(-1, 1, 1, 1, 1) * q for t, q in zip(gains[b], parts, strict=True))
+            predicted[b] = o1[b] + c * believed
+    return predicted
+
+
 @torch.no_grad()
-def written_out(pipe, check, batch=1, guidance=5.0, steps=12, computed=NODES):
+def written_out(pipe, check, batch=1, guidance=5.0, steps=12, computed=NODES, hindsight=()):
     """The denoising loop with the self-check as prototype and paper state it: (final latent, gains by step)."""
+    shares = dict(hindsight)
     g = torch.Generator().manual_seed(0)
     texts = [torch.randn(batch, 8, 32, generator=g), torch.randn(batch, 8, 32, generator=g)]
     texts = texts[: 2 if guidance > 1 else 1]
@@ -63,6 +78,9 @@ def written_out(pipe, check, batch=1, guidance=5.0, steps=12, computed=NODES):
         if k in computed:
             outputs = [pipe.transformer(x, step.expand(batch), t, return_dict=False)[0] for t in texts]
             turned = turn(outputs)
+            if k in shares:
+                predicted = believed_at(k, known, gains, check, len(texts))
+                outputs = back([o + shares[k] * (o - p) for o, p in zip(turned, predicted, strict=True)])
             if len(known) >= 2:
                 (k1, o1), (k2, o2) = known[-1], known[-2]
                 new = []
@@ -83,15 +101,7 @@ def written_out(pipe, check, batch=1, guidance=5.0, steps=12, computed=NODES):
             known.append((k, turned))
             history.append(gains)
         else:
-            k1, o1 = known[-1]
-            predicted = list(o1)
-            if gains is not None:
-                k2, o2 = known[-2]
-                c = (k - k1) / (k1 - k2)
-                for b in range(len(texts)):
-                    parts = bands_of(o1[b] - o2[b], check.bands)
-                    believed = sum(t.view(-1, 1, 1, 1, 1) * q for t, q in zip(gains[b], parts, strict=True))
-                    predicted[b] = o1[b] + c * believed
+            predicted = believed_at(k, known, gains, check, len(texts))
             outputs = back(predicted)
         v = outputs[0] if len(outputs) == 1 else outputs[1] + guidance * (outputs[0] - outputs[1])
         x = pipe.scheduler.step(v, step, x, return_dict=False)[0]
@@ -120,6 +130,52 @@ def test_it_is_the_rule_written_out(pipe, check, batch, guidance):
     assert run.summary().computed == NODES
     assert not run.summary().forced
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("basis", ["guidance", "branch"])
+@pytest.mark.parametrize("guidance", [5.0, 1.0])
+def test_in_hindsight_it_is_the_rule_written_out(pipe, basis, guidance):
+    check, shares = Check(basis=basis), ((2, 0.3), (5, 0.5), (8, 0.4), (11, 1.0))
+    expected, _ = written_out(gentle_pipe(), check, 1, guidance, hindsight=shares)
+    without, _ = written_out(gentle_pipe(), check, 1, guidance)
+    plan = replace(Plan(12, NODES).checked(check), hindsight=shares)
+    with stepcache.accelerate(pipe, plan) as run:
+        got = sample(pipe, guidance=guidance)
+    assert run.summary().computed == NODES
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+    assert (expected - without).abs().max() > 1e-2
+    with stepcache.accelerate(pipe, replace(plan, hindsight=()), boundary="blocks") as run:
+        at_blocks = sample(pipe, guidance=guidance)
+    with stepcache.accelerate(pipe, plan, boundary="blocks"):
+        assert torch.equal(sample(pipe, guidance=guidance), at_blocks)  # tokens are left as they are
+
+
+def test_which_plans_look_back():
+    """Dense ones with a multistep sampler whose timesteps are known; by half of what the gap's steps missed."""
+    even = tuple(1000.0 - 20 * k for k in range(50))
+    dense = (*range(0, 49, 3), 49)
+    plan = Plan(50, dense, timesteps=even, scheduler="UniPCMultistepScheduler").checked()
+    assert dict(plan.hindsight) == {k: pytest.approx(0.5) for k in dense[1:-1]}  # (1 + 2) / 3, halved
+    assert Plan.from_json(plan.to_json()) == plan
+    assert plan.resampled(40).hindsight == ()
+    assert plan.extrapolated().hindsight == ()
+    assert replace(plan, scheduler="FlowMatchEulerDiscreteScheduler").checked().hindsight == ()
+    assert replace(plan, timesteps=None).checked().hindsight == ()
+    long = tuple(k for k in range(50) if not 20 < k < 25)  # one gap of five steps
+    assert replace(plan, computed=long, weights=(), hindsight=()).checked().hindsight == ()
+    for wrong in (((1, 0.5),), ((3, 1.5),), ((3, float("nan")),)):
+        with pytest.raises(ValueError, match="a computed step and a share in"):
+            replace(plan, hindsight=wrong)
+
+
+@given(st.lists(st.integers(1, 3), min_size=1, max_size=20), st.lists(st.floats(0.1, 50), min_size=60, max_size=60))
+def test_hindsight_is_bounded(gaps, moves):
+    computed = tuple(itertools.accumulate([0, *gaps]))
+    steps = computed[-1] + 1
+    times = tuple(itertools.accumulate(moves[:steps][::-1]))[::-1]
+    rows = dict(in_hindsight(computed, times))
+    assert set(rows) <= set(computed)
+    assert all(0 <= share <= 1 for share in rows.values())
 
 
 def test_it_differs_from_reuse_and_from_plain_extrapolation(pipe):

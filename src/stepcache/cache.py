@@ -56,6 +56,10 @@ class Decider:
         """Weights of reused step `step` over the kept features, newest first."""
         return (1.0,)
 
+    def hindsight(self, step: int) -> float:
+        """Share of what was missed at computed step `step` that is added to its output, in [0, 1]."""
+        return 0.0
+
     def recall(self, step: int, branch: str) -> torch.Tensor | None:
         """The output of this call, where it is known from an earlier run (replays do); else `None`."""
         return None
@@ -80,13 +84,16 @@ class FollowPlan(Decider):
     def __init__(self, plan: Plan) -> None:
         self.plan, self.history = plan, plan.history if plan.reused else 0
         self._computed = frozenset(plan.computed)
-        self._weights = dict(plan.weights)
+        self._weights, self._hindsight = dict(plan.weights), dict(plan.hindsight)
 
     def compute(self, step: int, x: torch.Tensor) -> bool:
         return step in self._computed
 
     def weights(self, step: int) -> tuple[float, ...]:
         return self._weights.get(step, (1.0,))
+
+    def hindsight(self, step: int) -> float:
+        return self._hindsight.get(step, 0.0)
 
 
 @dataclass(frozen=True)
@@ -308,8 +315,11 @@ class StepCache:
             return not nodes or nodes[0] < wanted[0]
         return nodes != wanted
 
-    def keep(self, call: Call, x: torch.Tensor, output: torch.Tensor) -> None:
+    def keep(self, call: Call, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         """Keep what an evaluation gave: latents in and out, or tokens before and after the block stack.
+
+        Returns:
+            what to hand on: the output itself, unless the plan corrects it in hindsight.
 
         Raises:
             ValueError: the policy reuses output minus input, and the two are not alike.
@@ -332,6 +342,7 @@ class StepCache:
             self.own = self.own or output.shape
         kept = None if feature is None else narrow(feature, self.own)
         decider.observe(call, narrow(x, self.own), narrow(output, self.own), kept)
+        handed_on = self._in_hindsight(call, branch, decider, output)
         branch.dtype = output.dtype
         branch.computed.append(call.step)
         if self._check is not None and feature is not None and call.planned:
@@ -341,6 +352,23 @@ class StepCache:
         elif call.last:
             branch.kept.clear()
         self._weigh(decider)
+        return handed_on
+
+    def _in_hindsight(self, call: Call, branch: _Branch, decider: Decider, output: torch.Tensor) -> torch.Tensor:
+        """A computed output, moved by a share of what a prediction of it would have missed.
+
+        The reused steps before it missed about as much, each in proportion to its distance from the step they were
+        predicted from; `plan.hindsight` holds what that comes to in units of this step.
+        """
+        share = decider.hindsight(call.step)
+        if not share or not call.planned or self.boundary != "output" or self._lacking(branch, 1, before=True):
+            return output
+        missed = _float(output) - _float(branch.features[0].to(output.device))
+        extrapolated = len(decider.weights(call.step - 1)) > 1
+        weights = decider.weights(call.step) if extrapolated else (1.0,)
+        if (believed := self._believed(branch, weights, output.device)) is not None:
+            missed = missed - believed
+        return (_float(output) + share * missed).to(output.dtype)
 
     def predict(self, call: Call, x: torch.Tensor) -> torch.Tensor:
         """The output of a reused call from the branch's features; as the model's own, it must not be written into.

@@ -24,6 +24,9 @@ Modulation = Callable[[float], tuple[Any, Any]]
 """timestep -> (time embedding e, its projection e0), the tensors that modulate the blocks: what TeaCache measures."""
 EARLY = 0.25
 """Share of the run in which checked plans repeat outputs (docs/planning.md has the measurement)."""
+HINDSIGHT, MENDED, DENSE = 0.5, 0.06, 0.08
+"""With multistep samplers, checked plans of which no gap is longer than DENSE of the run make up for HINDSIGHT of what
+was missed in gaps of at most MENDED of it. In longer ones, and with Euler, this lost (docs/planning.md)."""
 SCHEMA, SCHEMA_VERSION = "stepcache.plan", 1
 
 
@@ -97,6 +100,8 @@ class Plan:
         scheduler: the sampler's class name the plan was made for; `None` is "any".
         guidance_range: lowest and highest guidance scale the plan may be used at, where `guidance` is left open.
         errors: pairs (step, predicted root mean square error of the output there), from the calibration.
+        hindsight: pairs (step, share): the output of that computed step is handed on with this share of what the
+            prediction there would have missed added to it, in [0, 1]: it makes up for the reused steps before.
         figures: pairs (name, value) of what was predicted or measured of the plan, e.g. ("psnr_mean", 38.1).
         source: where the figures come from.
         notes: what a reader should know, e.g. that the schedule was resampled.
@@ -121,6 +126,7 @@ class Plan:
     guidance_range: tuple[float, float] | None = None
     errors: tuple[tuple[int, float], ...] = ()
     figures: tuple[tuple[str, float], ...] = ()
+    hindsight: tuple[tuple[int, float], ...] = ()
 
     def __post_init__(self) -> None:
         steps = self.computed
@@ -148,6 +154,11 @@ class Plan:
                 raise ValueError(f"step {step} has {len(weights)} weights; {before} outputs are known by then.")
             if not all(math.isfinite(w) for w in weights):
                 raise ValueError(f"step {step} has a weight that is not a finite number.")
+        for step, share in self.hindsight:
+            if step not in self.computed or not 0 <= share <= 1:
+                raise ValueError(
+                    f"hindsight names step {step} with {share:g}; expected a computed step and a share in [0, 1]."
+                )
         if self.guidance_range is not None and not self.guidance_range[0] <= self.guidance_range[1]:
             raise ValueError(f"guidance_range is {list(self.guidance_range)}; expected the lower end first.")
 
@@ -256,6 +267,7 @@ class Plan:
             timesteps=None,
             errors=(),
             figures=(),
+            hindsight=(),
             notes=(*self.notes, note),
         )
 
@@ -263,14 +275,17 @@ class Plan:
         """The same schedule with first-order extrapolation under the self-check, method "checked".
 
         What follows a computed step in the first quarter of the run is repeated: what goes wrong there grows longest.
+        Dense schedules for a multistep sampler whose timesteps are known also make up for half of what was missed.
         """
         weights = first_order(self.computed, self.num_steps, EARLY)
-        return replace(self, method="checked", weights=weights, check=check or Check())
+        multistep = self.timesteps is not None and "Multistep" in (self.scheduler or "")
+        hindsight = in_hindsight(self.computed, self.timesteps or ()) if multistep else ()
+        return replace(self, method="checked", weights=weights, check=check or Check(), hindsight=hindsight)
 
     def extrapolated(self) -> Plan:
         """The same schedule with first-order extrapolation of the reused steps and no check, method "static"."""
         weights = tuple((k, w) for k, w in first_order(self.computed, self.num_steps) if k not in self.computed)
-        return replace(self, method="static", weights=weights, check=None)
+        return replace(self, method="static", weights=weights, check=None, hindsight=())
 
     def to_json(self) -> str:
         """JSON text with the schema's name and version inside; `Plan.from_json` reads it back equal."""
@@ -289,7 +304,7 @@ class Plan:
             for name in ("computed", "timesteps", "notes"):
                 data[name] = tuple(data[name]) if data.get(name) is not None else cls.__dataclass_fields__[name].default
             data["weights"] = tuple((int(k), tuple(float(w) for w in ws)) for k, ws in data.get("weights") or ())
-            for name in ("errors", "figures"):
+            for name in ("errors", "figures", "hindsight"):
                 data[name] = tuple((key, float(value)) for key, value in data.get(name) or ())
             if data.get("guidance_range") is not None:
                 low, high = data["guidance_range"]
@@ -333,6 +348,27 @@ def first_order(
         if step in nodes or last >= early * num_steps:
             c = (step - last) / (last - before)
             rows.append((step, (1 + c, -c)))
+    return tuple(rows)
+
+
+def in_hindsight(computed: tuple[int, ...], timesteps: tuple[float, ...]) -> tuple[tuple[int, float], ...]:
+    """(step, share) for the computed steps that make up for the gap before them, `Plan.hindsight`.
+
+    Within a gap from k1 to k predictions go wrong in proportion to the distance, up to the miss m that step k reveals:
+    by m (s - k1) / (k - k1) at step s. A sampler moves the latent by about (t_s - t_{s+1}) times the output, so
+    HINDSIGHT * sum_s (t_s - t_{s+1}) / (t_k - t_{k+1}) * (s - k1) / (k - k1) of m, added to step k's output, takes
+    HINDSIGHT of the gap's error back. Never more than m itself.
+    """
+    steps, times = len(timesteps), (*timesteps, 0.0)
+    moves = [a - b for a, b in itertools.pairwise(times)]
+    gaps = list(itertools.pairwise(computed))
+    if max((k - k1 for k1, k in gaps), default=0) > DENSE * steps:
+        return ()
+    rows = []
+    for k1, k in gaps:
+        if 1 < k - k1 <= MENDED * steps and moves[k] > 0:
+            before = sum(moves[s] / moves[k] * (s - k1) / (k - k1) for s in range(k1 + 1, k))
+            rows.append((k, min(max(HINDSIGHT * before, 0.0), 1.0)))
     return tuple(rows)
 
 

@@ -154,7 +154,8 @@ class Entrance:
         elif call.compute:
             result = original(*args, **kwargs)
             output, self._unpack[call.branch] = pack(result)
-            self.cache.keep(call, x, output)
+            if (handed_on := self.cache.keep(call, x, output)) is not output:
+                result = self._unpack[call.branch](handed_on)
         else:
             result = self._unpack[call.branch](self.cache.predict(call, x))
         self.cache.leave(call, x)

@@ -53,8 +53,10 @@ class Checked:
         return plan.checked(self.check)
 
     def begin(self, run: Trajectory) -> Decider:
-        """Schedule and weights for the run's step count."""
-        return FollowPlan(replace(self.plan(run.num_steps, run.model), boundary=run.boundary))
+        """Schedule and weights for the run's step count, and shares in hindsight for its timesteps."""
+        plan = self.plan(run.num_steps, run.model)
+        plan = replace(plan, boundary=run.boundary, timesteps=run.timesteps, scheduler=run.scheduler)
+        return FollowPlan(plan.checked(self.check))
 
     def __str__(self) -> str:
         return f"checked (budget {self.budget}, {self.schedule})"
