@@ -1,6 +1,7 @@
 """`stepcache bench` on a real, untrained pipeline: methods as text, items, resuming, failures, the meter."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -275,11 +276,66 @@ def test_shards_merge_into_the_whole(model, tmp_path, capsys):
     assert "request differ" in capsys.readouterr().err
 
 
+def test_merging_keeps_what_is_good(model, tmp_path, capsys):
+    """Failed items count as missing and replace nothing; an --out of another benchmark is refused."""
+    for name in ("a", "b"):
+        assert bench(model, tmp_path, "uniform:4", out=name) == 0
+    failed = Folder(tmp_path / "b").item("uniform:4", 1, 0)
+    replace(Item.load(failed), error="lost", psnr=None).save(failed)
+    a, b, out = (str(tmp_path / name) for name in ("a", "b", "out"))
+    assert main(["bench", "--merge", b, "--out", out]) == 1
+    assert "1 item(s) are missing" in capsys.readouterr().out
+    assert main(["bench", "--merge", a, b, "--out", out]) == 0
+    assert not Item.load(Folder(tmp_path / "out").item("uniform:4", 1, 0)).error
+    assert bench(model, tmp_path, "uniform:4", "--guidance", 4, out="other") == 0
+    before = (tmp_path / "other" / "bench.json").read_bytes()
+    assert main(["bench", "--merge", a, "--out", str(tmp_path / "other")]) == 2
+    assert "request differ" in capsys.readouterr().err
+    assert (tmp_path / "other" / "bench.json").read_bytes() == before
+
+
+def test_more_shards_than_work(model, tmp_path, capsys):
+    assert bench(model, tmp_path, "uniform:4", "--shard", "5/9") == 0
+    assert "has none of the 2" in capsys.readouterr().out
+    assert bench(model, tmp_path, "uniform:4", "--shard", "1/2") == 0
+    assert bench(model, tmp_path, "uniform:4", "--shard", "0/2", "--resume") == 2
+    assert "differs in shard" in capsys.readouterr().err
+
+
+def test_a_reference_that_fails(model, tmp_path, monkeypatch, capsys):
+    """Its pair fails with it, the others go on; an uncached item that is there is not spoilt."""
+    from stepcache import runner
+
+    assert bench(model, tmp_path, "uniform:4") == 0
+    folder, original = Folder(tmp_path / "results"), runner.run_once
+    folder.item("uniform:4", 0, 0).unlink()
+    (tmp_path / "results" / "references").mkdir()
+    (tmp_path / "results" / "references" / ".0007-0.npz.abc.tmp").write_text("left by a worker that was killed")
+
+    def failing(pipe, request, contender):
+        if contender.name == "uncached" and request.seed == 0 and request.steps == STEPS:
+            raise RuntimeError("out of memory")
+        return original(pipe, request, contender)
+
+    monkeypatch.setattr(runner, "run_once", failing)
+    assert bench(model, tmp_path, "uniform:4", "--resume") == 1
+    assert not Item.load(folder.item("uncached", 0, 0)).error
+    assert "the uncached run failed: RuntimeError: out of memory" in Item.load(folder.item("uniform:4", 0, 0)).error
+    assert not (tmp_path / "results" / "references").exists()
+    monkeypatch.undo()
+    assert bench(model, tmp_path, "uniform:4", "--resume") == 0
+    assert not Item.load(folder.item("uniform:4", 0, 0)).error
+    capsys.readouterr()
+
+
 def test_which_shard():
     assert shard_from("1/4") == (1, 4)
     assert shard_from("auto", {"RANK": "2", "WORLD_SIZE": "3"}) == (2, 3)
     slurm = {"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_COUNT": "4", "SLURM_ARRAY_TASK_MIN": "3"}
     assert shard_from("auto", {**slurm, "RANK": "0", "WORLD_SIZE": "1"}) == (2, 4)
+    assert shard_from("auto/32", {**slurm, "SLURM_ARRAY_TASK_MIN": "3"}) == (5, 32)  # parts run again keep their place
+    with pytest.raises(ValueError, match="auto/n"):
+        shard_from("auto/x", {})
     for text in ("4/4", "-1/4", "1", "a/b", "1/2/3"):
         with pytest.raises(ValueError, match="--shard"):
             shard_from(text, {})
@@ -342,8 +398,9 @@ def test_results_at_any_address(model, tmp_path, capsys, kind):
     assert all((near.root / item.clip).stat().st_size > 0 for item in near.items())
     assert main(["report", out, "--out", str(tmp_path / "report.html")]) == 0
     assert "4 clips" in capsys.readouterr().out
-    assert main(["report", out]) == 2
-    assert "give --out FILE" in capsys.readouterr().err
+    if kind == "memory":
+        assert main(["report", out]) == 2
+        assert "give --out FILE" in capsys.readouterr().err
 
 
 def test_unknown_addresses(tmp_path, model, capsys):

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ import pytest
 from test_bench import PROMPTS, STEPS, bench
 
 from stepcache import cluster
+from stepcache.calibration import Calibration
 from stepcache.cli import main
 from stepcache.cluster import Fleet, Resources
 from stepcache.jobs import Alone, Job, Jobs, Outcome
@@ -171,9 +172,104 @@ def test_workers_that_cannot_load(nodes, tmp_path):
     def killed():
         os.kill(os.getpid(), signal.SIGKILL)
 
-    with pytest.raises(ValueError, match="3 workers died while they loaded"):
+    with pytest.raises(ValueError, match=r"its worker was lost: .*\(3 could not load, none could\)"):
         Fleet(killed, Resources(workers=2), tmp_path).__enter__()
     assert not list(tmp_path.glob(".*"))
+
+
+class Unreadable:
+    """Something older code on a worker has not got."""
+
+    def __reduce__(self):
+        return getattr, (cluster, "not_there")
+
+
+def test_workers_whose_code_does_not_know_the_job(nodes, tmp_path):
+    """What is sent cannot be read there: an error, not a wait without end."""
+    thing = Unreadable()
+    with pytest.raises(ValueError, match="not_there"):
+        Fleet(lambda: thing, Resources(workers=1), tmp_path).__enter__()
+
+
+@pytest.mark.parametrize("kind", ["outcome", "raised"])
+def test_a_sick_worker_is_replaced(nodes, tmp_path, kind):
+    """One worker of three fails whatever it touches, at once: all items are done, by the others."""
+    (tmp_path / "first").mkdir()
+
+    def make():
+        sick = not (tmp_path / "first" / "sick").exists()
+        (tmp_path / "first" / "sick").write_text("")
+        work, about = pretended(tmp_path)
+
+        def failing(job):
+            if kind == "raised":
+                raise OSError(5, "Input/output error")
+            return Outcome("RuntimeError: an illegal memory access", again=True)
+
+        return (failing if sick else work), about
+
+    told = {}
+    with Fleet(make, Resources(workers=3, retries=3), tmp_path) as fleet:
+        fleet.run(Jobs(everything(10), retries=3), lambda job, outcome: told.update({job: outcome.error}))
+    assert set(told) == set(everything(10))
+    assert not [error for error in told.values() if error]
+
+
+def test_a_worker_whose_first_load_fails_is_replaced(nodes, tmp_path):
+    """Somebody can work, another could not once: a warning, another try, and the work is done."""
+
+    def make():
+        mark = tmp_path / "failed"
+        if (tmp_path / "good").exists() and not mark.exists():
+            mark.write_text("")
+            raise RuntimeError("out of memory")
+        (tmp_path / "good").write_text("")
+        return pretended(tmp_path)
+
+    told = []
+    fleet = Fleet(make, Resources(workers=2), tmp_path)
+    with pytest.warns(UserWarning, match="out of memory; another is tried"), fleet:
+        while fleet.loaded < 2:
+            fleet.run(Jobs([Job("run", (0, "", 0))]), lambda job, outcome: None)
+        fleet.run(Jobs(everything(4)), lambda job, outcome: told.append(outcome.error))
+    assert told == [""] * 16
+
+
+def test_a_cluster_by_its_address(nodes, model, tmp_path):
+    """A process of its own, from another folder, relative paths: as users type it."""
+    (tmp_path / "prompts.txt").write_text("a red circle\na blue square\n")
+    command = [sys.executable, "-m", "stepcache", "bench", "--model", model, "--prompts", "prompts.txt"]
+    flags = [
+        "--policies",
+        "uniform:4",
+        "--steps",
+        str(STEPS),
+        "--out",
+        "results",
+        "--ray",
+        nodes.address,
+        "--workers",
+        "1",
+    ]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    done = subprocess.run(
+        [*command, *flags], cwd=tmp_path, capture_output=True, text=True, timeout=120, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(Folder(tmp_path / "results").items()) == 4
+
+
+def test_something_else_listens_there(model, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cluster, "REACH", 2.0)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        began = time.monotonic()
+        assert bench(model, tmp_path, "uniform:4", "--ray", address) == 2
+    assert time.monotonic() - began < 30
+    assert "did not answer as a Ray cluster" in capsys.readouterr().err
 
 
 def test_workers_that_do_not_reach_the_folder(nodes, tmp_path, monkeypatch):
@@ -233,6 +329,11 @@ def test_a_calibration_on_ray_is_the_one_of_one_process(nodes, model, tmp_path, 
     ]
     assert main([*flags, "--out", str(tmp_path / "alone.json")]) == 0
     assert main([*flags, "--out", str(tmp_path / "together.json"), "--ray", "--workers", "2"]) == 0
+    assert (tmp_path / "alone.json").read_bytes() == (tmp_path / "together.json").read_bytes()
+    # stopped before the first run came back, which is also made accelerated: that is made up for
+    whole = Calibration.load(tmp_path / "together.json")
+    replace(whole, runs=whole.runs[1:3]).save(tmp_path / "together.json")
+    assert main([*flags, "--out", str(tmp_path / "together.json"), "--ray", "--workers", "1"]) == 0
     assert (tmp_path / "alone.json").read_bytes() == (tmp_path / "together.json").read_bytes()
     assert "4 run(s) of 16 steps" in capsys.readouterr().out
 

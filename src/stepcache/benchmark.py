@@ -12,9 +12,10 @@ from __future__ import annotations
 import argparse
 import functools
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,7 +27,7 @@ from stepcache.calibrate import read_seeds
 from stepcache.generate import Request, load_pipeline, model_defaults, request_from
 from stepcache.jobs import Alone, Job, Jobs, Outcome, Pair, Settle
 from stepcache.lpips import find_lpips
-from stepcache.places import check_writable, place
+from stepcache.places import check_writable, is_remote, is_there, place
 from stepcache.prompts import clip_name, read_prompts
 from stepcache.results import REFERENCE, Folder, Item, merge
 from stepcache.runner import Runner
@@ -70,7 +71,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--dtype", choices=("float32", "bfloat16", "float16"), help="default: bfloat16 on cuda, float32 on cpu")
     add("--lpips_backbone", metavar="FILE", help="AlexNet's weights (default: torch.hub's checkpoint folder)")
     add(
-        "--shard", metavar="I/N", help="run every N-th prompt and seed from the I-th on; auto: as Slurm or torchrun say"
+        "--shard",
+        metavar="I/N",
+        help="run every N-th prompt and seed from the I-th on; auto, auto/N: as Slurm or torchrun say",
     )
     add("--merge", nargs="+", metavar="DIR", help="merge the folders of shards into --out instead of running anything")
     add("--vbench", action="store_true", help="name the clips PROMPT-SEED.mp4, as VBench expects them")
@@ -95,11 +98,14 @@ def run(args: argparse.Namespace) -> int:
         for prompt in prompts:
             clip_name(prompt, seeds[0])
     check_writable(folder.root)
-    description = resumed(folder, args, request, prompts, seeds)
+    description = resumed(folder, args, request, prompts, seeds, shard)
     pairs: list[Pair] = part([(i, prompt, seed) for i, prompt in enumerate(prompts) for seed in seeds], shard)
+    if not pairs:
+        print(f"shard {shard[0]} of {shard[1]} has none of the {len(prompts) * len(seeds)} prompts and seeds.")
+        return 0
     crew_of = _on_ray if cluster.asked(args) else _alone
     began = time.perf_counter()
-    with crew_of(args, folder) as (crew, about):
+    with crew_of(args, prompts, contenders) as (crew, about):
         known = {k: v for k, v in description.items() if k in ("searched", "ceiling")}
         bench = Bench(folder, contenders, {**description, **about, **known}, shared=cluster.asked(args))
         folder.write(bench.description)
@@ -120,7 +126,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def resumed(
-    folder: Folder, args: argparse.Namespace, request: Request, prompts: list[str], seeds: list[int]
+    folder: Folder,
+    args: argparse.Namespace,
+    request: Request,
+    prompts: list[str],
+    seeds: list[int],
+    shard: tuple[int, int],
 ) -> dict[str, Any]:
     """The folder's description: new, or the one that is there if it is of the same benchmark.
 
@@ -128,7 +139,7 @@ def resumed(
         ValueError: there are results and `--resume` is not given, or they are of another benchmark.
     """
     sizes = {k: v for k, v in asdict(request).items() if k not in ("prompt", "seed")}
-    key = {"model": args.model, "request": sizes, "prompts": prompts, "seeds": seeds}
+    key = {"model": args.model, "request": sizes, "prompts": prompts, "seeds": seeds, "shard": list(shard)}
     if not folder.description.exists():
         return {**key, "searched": {}}
     if not args.resume:
@@ -142,41 +153,52 @@ def resumed(
     return known
 
 
-def made_runner(args: argparse.Namespace, shared: bool) -> tuple[Runner, dict[str, Any]]:
-    """The pipeline and all that a process needs to do jobs, and what there is to say about it.
+Known = tuple[Runner, dict[str, Any]]
+"""What does the jobs, and what there is to say about it."""
+
+
+def made_runner(args: argparse.Namespace, prompts: list[str], contenders: list[Contender | Search]) -> Known:
+    """The pipeline and all that a process needs to do jobs.
 
     Raises:
         ValueError, OSError, ImportError: the model, a method or the device cannot be used; the sentence says which.
     """
     defaults = model_defaults(args.model)
-    request, prompts = request_from(args, defaults), read_prompts(args.prompts)
+    request = request_from(args, defaults)
     lpips, lpips_note = find_lpips(args.lpips_backbone)
     pipe = load_pipeline(args.model, args.device, args.dtype)
     pipe.set_progress_bar_config(disable=True)
     fps = float(args.fps or defaults.get("fps", 16.0))
     folder, seed = Folder(place(args.out)), read_seeds(args.seeds)[0]
-    runner = Runner(pipe, request, folder, parse(args.policies), prompts, seed, fps, lpips, args.vbench, shared)
+    shared = cluster.asked(args)
+    runner = Runner(pipe, request, folder, contenders, prompts, seed, fps, lpips, args.vbench, shared)
     runner.check()
+    runner.warm_up()
     return runner, {"fps": fps, **runner.about(lpips_note)}
 
 
 @contextmanager
-def _alone(args: argparse.Namespace, _: Folder) -> Iterator[tuple[Crew, dict[str, Any]]]:
-    runner, about = made_runner(args, shared=False)
-    runner.warm_up()
+def _alone(
+    args: argparse.Namespace, prompts: list[str], contenders: list[Contender | Search]
+) -> Iterator[tuple[Crew, dict[str, Any]]]:
+    runner, about = made_runner(args, prompts, contenders)
     yield Alone(runner), about
 
 
-def _on_ray(args: argparse.Namespace, folder: Folder) -> AbstractContextManager[tuple[Crew, dict[str, Any]]]:
+def _on_ray(
+    args: argparse.Namespace, prompts: list[str], contenders: list[Contender | Search]
+) -> AbstractContextManager[tuple[Crew, dict[str, Any]]]:
+    """Workers run elsewhere: prompts and methods travel with them, paths are made absolute."""
     flags = argparse.Namespace(**{k: v for k, v in vars(args).items() if k != "run"})
-    return cluster.fleet(functools.partial(_worker, flags), args, folder.root)
-
-
-def _worker(args: argparse.Namespace) -> tuple[Runner, dict[str, Any]]:
-    """What a worker on another machine makes once."""
-    runner, about = made_runner(args, shared=True)
-    runner.warm_up()
-    return runner, about
+    for name in ("model", "lpips_backbone"):
+        given = getattr(flags, name)
+        if given and Path(given).expanduser().exists():
+            setattr(flags, name, str(Path(given).expanduser().absolute()))
+    root = place(args.out)
+    if not is_remote(root):
+        root = root.absolute()
+        flags.out = str(root)
+    return cluster.fleet(functools.partial(made_runner, flags, prompts, contenders), args, root)
 
 
 @dataclass
@@ -209,6 +231,7 @@ class Bench:
         if jobs and "ceiling" not in self.description:
             jobs.insert(0, Job("ceiling", todo[0][0]))
         self._todo, self._left = set(todo), Counter(pair for pair, _ in todo)
+        self.folder.tidy(needed=[self._kept(pair) for pair in self._left])
         there = [p for p in self._left if (p, REFERENCE) not in self._todo and self._kept(p).exists()]
         total = len(pairs) * len(names)
         with tqdm(total=total, initial=total - len(todo), desc="bench", unit="item", dynamic_ncols=True) as bar:
@@ -241,7 +264,9 @@ class Bench:
             return
         self.other_seconds += outcome.other_seconds
         if job.task == "ceiling":
-            if outcome.value is not None:
+            if outcome.value is None:
+                warnings.warn(f"the uncached run was not compared with itself: {outcome.error}", stacklevel=2)
+            else:
                 self.description["ceiling"] = outcome.value
                 self.folder.write(self.description)
             return
@@ -251,11 +276,12 @@ class Bench:
         if outcome.error:
             self.failed += 1
             path = self.folder.item(name, job.pair[0], job.pair[2])
-            if not path.exists():
+            if not is_there(path):
                 Item(name, *job.pair, error=outcome.error[:2000]).save(path)
         self._left[job.pair] -= 1
         if self.shared and not self._left[job.pair]:
-            self._kept(job.pair).unlink(missing_ok=True)
+            with suppress(OSError):  # tidied up at the end, or by the next run
+                self._kept(job.pair).unlink(missing_ok=True)
         self._bar.set_postfix_str(f"{self._crew.running} running, {self.failed} failed", refresh=False)
         self._bar.update()
 

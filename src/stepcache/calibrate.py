@@ -234,8 +234,11 @@ def _on_ray(
     """The runs, recorded by workers of a cluster; their calibrations are merged here, saved after every one."""
     calibration, failed = known, []
     flags = argparse.Namespace(**{k: v for k, v in vars(args).items() if k != "run"})
-    with cluster.fleet(functools.partial(_recorder, flags), args, Path(args.out).absolute().parent) as (fleet, _):
-        jobs = [Job("run", (i, *pair), first=known is None and i == 0) for i, pair in enumerate(todo)]
+    if Path(args.model).expanduser().exists():
+        flags.model = str(Path(args.model).expanduser().absolute())
+    anchored = known is not None and any(run.anchors for run in known.runs)
+    with cluster.fleet(functools.partial(_recorder, flags), args) as (fleet, _):
+        jobs = [Job("run", (i, *pair), first=i == 0 and not anchored) for i, pair in enumerate(todo)]
         with tqdm(total=len(jobs), desc="calibrate", unit="run", dynamic_ncols=True) as bar:
 
             def settle(job: Job, outcome: Outcome) -> None:

@@ -13,6 +13,7 @@ import hashlib
 import os
 import secrets
 import socket
+import subprocess
 import sys
 import time
 import warnings
@@ -34,7 +35,11 @@ PATIENCE = 600.0
 REACH = 15.0
 """Seconds to wait for a cluster to answer at its address."""
 BAD_STARTS = 3
-"""So many workers may die while loading before any has loaded."""
+"""So many workers may fail to load, for each that is wanted, before no other is started."""
+SICK = 2
+"""A worker that fails so many jobs in a row is replaced: it may be the worker's fault, not the jobs'."""
+ALIKE = ("versions", "dtype", "fps", "structure", "sampler", "measures_lpips")
+"""What all workers must say of themselves alike."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ class Resources:
         workers: how many; None: as many as fit now.
         cpus, gpus: of each, fractions allowed.
         retries: how often a job is begun again whose worker was lost or that failed in a way that may pass.
-        patience: seconds to wait for a worker when there is none.
+        patience: seconds to wait for room on the cluster while no worker runs.
     """
 
     address: str = LOCAL
@@ -92,13 +97,13 @@ def asked(args: argparse.Namespace) -> bool:
 
 
 @contextmanager
-def fleet(make: Make, args: argparse.Namespace, folder: Path) -> Iterator[tuple[Fleet, dict[str, Any]]]:
+def fleet(make: Make, args: argparse.Namespace, folder: Path | None = None) -> Iterator[tuple[Fleet, dict[str, Any]]]:
     """Workers as the flags ask for them, while the context lasts, and what the first of them says of itself.
 
     Args:
         make: called on every worker.
         args: the flags of `add_arguments`.
-        folder: where the workers write; whether they reach it is found out before the work.
+        folder: where the workers write, if they do; whether they reach it is found out before the work.
 
     Raises:
         ImportError: Ray is not installed.
@@ -132,7 +137,7 @@ def connected(address: str = LOCAL) -> Iterator[dict[str, float]]:
             warnings.simplefilter("ignore")
             ray.init(address=address, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        raise ConnectionError(f"--ray {address}: no cluster there ({str(error).splitlines()[0]}).") from error
+        raise ConnectionError(f"--ray {address}: could not connect: {error}") from error
     try:
         yield ray.cluster_resources()
     finally:
@@ -148,21 +153,28 @@ def _ray() -> Any:
 
 
 def _reachable(address: str) -> None:
-    """ConnectionError if nobody listens at host:port; Ray itself would try for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+    """ConnectionError if no cluster answers at host:port in time: Ray itself would try for minutes."""
     if address in (LOCAL, "auto"):
         return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
-        raise ValueError(f"--ray is {address!r}; expected host:port, ray://host:port, auto, or nothing.")
-    deadline = time.monotonic() + REACH
-    while True:
-        try:
-            socket.create_connection((host, int(port)), timeout=max(deadline - time.monotonic(), 0.1)).close()
-            return
-        except OSError as error:
-            if time.monotonic() + 1 > deadline or isinstance(error, socket.gaierror):
-                raise ConnectionError(f"--ray {address}: nobody answers there ({error}).") from error
-            time.sleep(1)
+        raise ValueError(f"--ray is {address!r}; expected host:port, auto, or nothing.")
+    try:
+        socket.create_connection((host, int(port)), timeout=REACH).close()
+    except OSError as error:
+        raise ConnectionError(f"--ray {address}: nobody answers there ({error}).") from error
+    attempt = f"import ray; ray.init(address={address!r}, log_to_driver=False, logging_level='ERROR')"
+    try:
+        tried = subprocess.run([sys.executable, "-c", attempt], capture_output=True, text=True, timeout=4 * REACH)
+    except subprocess.TimeoutExpired as error:
+        raise ConnectionError(f"--ray {address}: what listens there did not answer as a Ray cluster.") from error
+    if tried.returncode:
+        lines = [line for line in tried.stderr.splitlines() if line.strip()]
+        why = lines[-1] if lines else f"exit code {tried.returncode}"
+        raise ConnectionError(
+            f"--ray {address}: could not connect: {why}. (On a machine of the cluster use --ray auto; clusters that "
+            "ask for a token want RAY_AUTH_MODE=token.)"
+        )
 
 
 @functools.cache
@@ -194,11 +206,16 @@ class Worker:
         torch.set_num_threads(max(1, int(cpus)))
         self._work: Work | None = None
 
-    def load(self, make: Make, folder: Path, token: str) -> Arrival:
+    def hello(self) -> str:
+        """The process runs; from now on it is loading."""
+        return socket.gethostname()
+
+    def load(self, make: Make, folder: Path | None, token: str) -> Arrival:
         """Make what does the jobs. Errors are told, not raised, so that they arrive as one sentence."""
         host = socket.gethostname()
         try:
-            self._check(folder, token)
+            if folder is not None:
+                self._check(folder, token)
             self._work, about = make()
         except Exception as error:
             return Arrival(host, identity(), error=" ".join(f"{type(error).__name__}: {error}".split())[:2000])
@@ -227,9 +244,10 @@ class _Member:
     """A worker as the driver sees it."""
 
     actor: Any
-    host: str = ""
     job: Job | None = None
+    started: bool = False
     ready: bool = False
+    failures: int = 0
 
 
 class Fleet:
@@ -240,7 +258,7 @@ class Fleet:
         TimeoutError: no worker was started in time.
     """
 
-    def __init__(self, make: Make, resources: Resources, folder: Path) -> None:
+    def __init__(self, make: Make, resources: Resources, folder: Path | None = None) -> None:
         self._ray = ray = _ray()
         self.resources, self.folder = resources, folder
         self.about: Mapping[str, Any] = {}
@@ -248,12 +266,13 @@ class Fleet:
         self._token = f".stepcache-{secrets.token_hex(8)}"
         self._flying: dict[Any, _Member] = {}
         self._idle: list[_Member] = []
-        self._bad_starts = 0
+        self._bad_starts, self._problem = 0, ""
         self._count = resources.workers or self._fitting()
         self._alone_since = time.monotonic()
 
     def __enter__(self) -> Fleet:
-        (self.folder / self._token).write_text("")
+        if self.folder is not None:
+            (self.folder / self._token).write_text("")
         of = f"{self.resources.cpus:g} CPU, {self.resources.gpus:g} GPU"
         print(f"{self._count} worker(s) of {of} are loading", file=sys.stderr)
         try:
@@ -302,7 +321,7 @@ class Fleet:
             num_cpus=self.resources.cpus, num_gpus=self.resources.gpus, scheduling_strategy="SPREAD", max_restarts=0
         )
         member = _Member(remote.remote(self.resources.cpus))
-        self._flying[member.actor.load.remote(self._make, self.folder, self._token)] = member
+        self._flying[member.actor.hello.remote()] = member
 
     def _wait(self, jobs: Jobs | None, settle: Settle) -> None:
         """Wait for the next thing that ends, and see to it."""
@@ -311,38 +330,40 @@ class Fleet:
             member = self._flying.pop(reference)
             try:
                 result = self._ray.get(reference)
-            except self._ray.exceptions.RayTaskError as error:  # of the disc, say: the worker itself is sound
-                self._again(member, jobs, settle, " ".join(str(error.cause or error).split()))
-                self._idle.append(member)
+            except self._ray.exceptions.RayTaskError as error:  # raised by the job, or on the way to it
+                self._failed(member, jobs, settle, _sentence(error.cause or error))
             except self._ray.exceptions.RayError as error:
-                self._lose(member, jobs, settle, str(error))
+                self._lose(member, jobs, settle, f"its worker was lost: {_sentence(error)}")
             else:
                 self._landed(member, result, jobs, settle)
         self._be_patient()
 
     def _landed(self, member: _Member, result: Any, jobs: Jobs | None, settle: Settle) -> None:
         if isinstance(result, Arrival):
-            self._welcome(member, result)
-            return
-        job, member.job = member.job, None
-        self._idle.append(member)
-        if job is None or jobs is None:
-            return
-        if not (result.error and result.again and jobs.again(job)):
-            settle_with(jobs, job, result, settle)
+            self._welcome(member, result, jobs, settle)
+        elif isinstance(result, str):
+            member.started = True
+            self._flying[member.actor.load.remote(self._make, self.folder, self._token)] = member
+        elif isinstance(result, Outcome) and result.error and result.again:
+            self._failed(member, jobs, settle, result.error)
+        else:
+            job, member.job, member.failures = member.job, None, 0
+            self._idle.append(member)
+            if job is not None and jobs is not None:
+                settle_with(jobs, job, result, settle)
 
-    def _welcome(self, member: _Member, arrival: Arrival) -> None:
-        """Take in a worker that has loaded; ValueError if it cannot be used and none of the others could."""
-        problem = arrival.error
+    def _welcome(self, member: _Member, arrival: Arrival, jobs: Jobs | None, settle: Settle) -> None:
+        """Take in a worker that has loaded, if it can be used."""
         if arrival.identity != identity():
             problem = f"it has stepcache {arrival.identity}, here is {identity()}; install the same everywhere"
-        elif not problem and self.about and arrival.about.get("versions") != self.about.get("versions"):
-            problem = f"it has {arrival.about.get('versions')}, the first one {self.about.get('versions')}"
+        elif arrival.error:
+            problem = arrival.error
+        else:
+            other = [k for k in ALIKE if self.about and arrival.about.get(k) != self.about.get(k)]
+            told = [f"{k} {arrival.about.get(k)} (the first one: {self.about.get(k)})" for k in other]
+            problem = f"it has {', '.join(told)}" if told else ""
         if problem:
-            self._ray.kill(member.actor)
-            if not self.about:
-                raise ValueError(f"the worker on {arrival.host} cannot be used: {problem}.")
-            warnings.warn(f"the worker on {arrival.host} is left out: {problem}.", stacklevel=2)
+            self._lose(member, jobs, settle, f"the worker on {arrival.host} cannot be used: {problem}")
             return
         if self.about and arrival.about.get("machine") != self.about.get("machine"):
             warnings.warn(
@@ -351,23 +372,39 @@ class Fleet:
                 stacklevel=2,
             )
         self.about = self.about or arrival.about or {"worker": arrival.host}
-        member.host, member.ready = arrival.host, True
+        member.ready, self._bad_starts = True, 0
         self._idle.append(member)
 
+    def _failed(self, member: _Member, jobs: Jobs | None, settle: Settle, why: str) -> None:
+        """A job failed in a way that may pass: it goes back, and a worker that fails often goes."""
+        member.failures += 1
+        if not member.ready or member.failures >= SICK:
+            self._lose(member, jobs, settle, why)
+        else:
+            self._again(member, jobs, settle, why)
+            self._idle.append(member)
+
     def _lose(self, member: _Member, jobs: Jobs | None, settle: Settle, why: str) -> None:
-        """A worker is gone: its job goes back, another worker is asked for."""
-        if not member.ready:
-            self._bad_starts += 1
-            if not self.about and self._bad_starts >= BAD_STARTS:
-                raise ValueError(
-                    f"{self._bad_starts} workers died while they loaded the model: {' '.join(why.split())}"
-                )
+        """A worker is gone, or has to go: its job goes back, another worker is asked for.
+
+        Raises:
+            ValueError: nobody has loaded yet, and this one cannot; or so many could not that no other is tried.
+        """
+        self._ray.kill(member.actor)
         if jobs is not None:
             jobs.forget(member)
-        self._ray.kill(member.actor)
-        self._again(member, jobs, settle, f"its worker was lost: {' '.join(why.split())}")
-        if self._bad_starts < BAD_STARTS * self._count:
-            self._recruit()
+        self._again(member, jobs, settle, why)
+        if not member.ready:
+            self._bad_starts, self._problem = self._bad_starts + 1, why
+            if not self.about and (self._bad_starts >= BAD_STARTS or "cannot be used" in why):
+                raise ValueError(f"{why} ({self._bad_starts} could not load, none could).")
+            if self._bad_starts >= BAD_STARTS * self._count:
+                if not (self._idle or self._flying):
+                    raise ValueError(f"no worker is left, and others could not load: {why}.")
+                return
+            if "cannot be used" in why:
+                warnings.warn(f"{why}; another is tried.", stacklevel=2)
+        self._recruit()
 
     def _again(self, member: _Member, jobs: Jobs | None, settle: Settle, why: str) -> None:
         job, member.job = member.job, None
@@ -375,10 +412,10 @@ class Fleet:
             settle_with(jobs, job, Outcome(f"{why} (tried {jobs.retries + 1} times)"), settle)
 
     def _be_patient(self) -> None:
-        """TimeoutError when there has been no worker for too long."""
-        if self._idle or any(member.ready for member in self._flying.values()):
+        """TimeoutError when the cluster has had no room for any worker for too long."""
+        if self._idle or any(member.started for member in self._flying.values()):
             self._alone_since = time.monotonic()
-        elif time.monotonic() - self._alone_since > self.resources.patience or not self._flying:
+        elif time.monotonic() - self._alone_since > self.resources.patience:
             have = {k: v for k, v in self._ray.cluster_resources().items() if k in ("CPU", "GPU")}
             raise TimeoutError(
                 f"no worker could be started within {self.resources.patience:.0f} s: each asks for "
@@ -389,4 +426,9 @@ class Fleet:
         for member in (*self._idle, *self._flying.values()):
             self._ray.kill(member.actor)
         self._idle, self._flying = [], {}
-        (self.folder / self._token).unlink(missing_ok=True)
+        if self.folder is not None:
+            (self.folder / self._token).unlink(missing_ok=True)
+
+
+def _sentence(error: object) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

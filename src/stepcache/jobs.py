@@ -167,7 +167,7 @@ class Jobs:
             self._groups[job.pair].reference = "missing"
             self._fresh.appendleft(job.pair)
         else:
-            self._groups[job.pair].waiting.appendleft(job)
+            self._groups[job.pair].waiting.append(job)  # last: whoever failed at it takes another first
             self._open[job.pair] = None
         return True
 

@@ -22,6 +22,8 @@ def place(address: str | os.PathLike[str]) -> Path:
         ValueError: fsspec does not know this kind of address.
     """
     text = os.fspath(address)
+    for local in ("file://", "local://"):
+        text = text.removeprefix(local)
     if "://" not in text:
         return Path(text)
     try:
@@ -87,6 +89,13 @@ def copy(source: Path, target: Path) -> None:
     """Copy a file from any place to any other."""
     with at_hand(source) as local, arriving(target) as temporary:
         shutil.copyfile(local, temporary)
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is such a file, also if another machine has just written it."""
+    if is_remote(path):
+        path.fs.invalidate_cache()  # type: ignore[attr-defined]
+    return path.exists()
 
 
 def files_below(folder: Path, pattern: str) -> list[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from stepcache.metrics import finite, mean_psnr
-from stepcache.places import below, files_below, read_text, write_text
+from stepcache.places import below, files_below, is_remote, read_text, write_text
 from stepcache.plan import parse_document
 from stepcache.prompts import clip_name
 
@@ -112,10 +113,17 @@ class Folder:
         with ThreadPoolExecutor(16) as pool:  # of use where every file is a request to somewhere else
             return list(pool.map(Item.load, files_below(self.root / "items", "*/*.json")))
 
-    def tidy(self) -> None:
-        """Remove the folder of shared uncached runs if nothing is in it."""
+    def tidy(self, needed: Collection[Path] = ()) -> None:
+        """Remove uncached runs that nobody needs any more, whoever left them; errors of the disc are passed over."""
+        folder = self.root / "references"
+        wanted = {str(path) for path in needed}
         with suppress(OSError):
-            (self.root / "references").rmdir()
+            for path in (*folder.glob("*"), *folder.glob(".*.tmp")):
+                if str(path) not in wanted:
+                    path.unlink(missing_ok=True)
+        if not wanted and not is_remote(folder):
+            with suppress(OSError):
+                folder.rmdir()
 
     def below(self, path: Path) -> str:
         """A path as it is written in an item."""
@@ -220,7 +228,7 @@ def merge(folder: Folder) -> str:
 
 def as_text(rows: list[Row]) -> str:
     """The table for the terminal."""
-    width = max(len(r.method) for r in rows)
+    width = max((len(r.method) for r in rows), default=6)
     lines = [
         f"{'method':<{width}}  items  computed  speed-up  ideal  PSNR mean  worst   SSIM   worst  LPIPS   worst  reused"
     ]

@@ -84,7 +84,10 @@ class Runner:
         try:
             reference = self._run(UNCACHED, pair)
         except FAILURES as error:
-            return self._failed(_bare(REFERENCE, pair), error)
+            outcome = _outcome(error)
+            if not done(path):
+                self._save(replace(_bare(REFERENCE, pair), error=outcome.error))
+            return outcome
         self._latest = (pair, reference)
         began = time.perf_counter()
         if self.shared:
@@ -108,7 +111,9 @@ class Runner:
             reference = self.reference(pair)
             result = self._run(contender, pair)
         except FAILURES as error:
-            return self._failed(bare, error)
+            outcome = _outcome(error)
+            self._save(replace(bare, error=outcome.error))
+            return outcome
         began = time.perf_counter()
         self._finish(bare, result, reference)
         return Outcome(other_seconds=time.perf_counter() - began)
@@ -123,11 +128,6 @@ class Runner:
         if job.threshold is None:
             raise ValueError(f"{job.method}: its threshold has not been found yet.")
         return replace(found.make(job.threshold), name=found.name)
-
-    def _failed(self, item: Item, error: Exception) -> Outcome:
-        text = f"{type(error).__name__}: {error}"[:2000]
-        self._save(replace(item, error=text))
-        return Outcome(text, again=isinstance(error, RuntimeError))  # out of memory, say, on a card that others use
 
     def _finish(self, item: Item, result: Result, reference: Result) -> None:
         measured = self._measured(item, result, reference)
@@ -219,11 +219,17 @@ class Runner:
             "versions": {"stepcache": __version__, "torch": torch.__version__, "diffusers": diffusers.__version__},
             "date": time.strftime("%Y-%m-%d"),
             "lpips": lpips_note,
+            "measures_lpips": self.lpips is not None,
         }
 
 
 def _bare(method: str, pair: Pair) -> Item:
     return Item(method, *pair)
+
+
+def _outcome(error: Exception) -> Outcome:
+    again = isinstance(error, RuntimeError)  # out of memory, say, on a card that others use
+    return Outcome(f"{type(error).__name__}: {error}"[:2000], again=again)
 
 
 def done(path: Path) -> bool:
