@@ -228,7 +228,7 @@ def test_a_worker_whose_first_load_fails_is_replaced(nodes, tmp_path):
 
     told = []
     fleet = Fleet(make, Resources(workers=2), tmp_path)
-    with pytest.warns(UserWarning, match="out of memory; another is tried"), fleet:
+    with pytest.warns(UserWarning, match="out of memory; another is tried"), fleet:  # noqa: PT031
         while fleet.loaded < 2:
             fleet.run(Jobs([Job("run", (0, "", 0))]), lambda job, outcome: None)
         fleet.run(Jobs(everything(4)), lambda job, outcome: told.append(outcome.error))
