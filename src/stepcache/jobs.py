@@ -185,11 +185,10 @@ class Alone:
 
     def run(self, jobs: Jobs, settle: Settle) -> None:
         """Do them all."""
+        self.running = 1
         while (job := jobs.take(self)) is not None:
-            self.running = 1
-            outcome = self.work(job)
-            self.running = 0
-            settle_with(jobs, job, outcome, settle)
+            settle_with(jobs, job, self.work(job), settle)
+        self.running = 0
 
 
 def settle_with(jobs: Jobs, job: Job, outcome: Outcome, settle: Settle) -> None:
