@@ -9,6 +9,7 @@ from stepcache import Plan
 from stepcache.calibration import Calibration
 from stepcache.cli import main
 from stepcache.planner import magcache_ratios
+from stepcache.show import plan_text
 
 STEPS = 16
 PROMPTS = "# two prompts\na red circle\na blue square\n"
@@ -216,3 +217,10 @@ def test_what_is_missing(calibrated, tmp_path, capsys):
     Path(tmp_path / "junk.json").write_text("{}")
     assert main(["show", str(tmp_path / "junk.json")]) == 2
     assert "not a stepcache.plan file" in capsys.readouterr().err
+
+
+def test_show_says_which_steps_look_back():
+    times = tuple(1000.0 - 20 * k for k in range(50))
+    plan = Plan(50, (*range(0, 49, 2), 49), timesteps=times, scheduler="UniPCMultistepScheduler").checked()
+    assert "looks back: share of what was missed that is added to the computed output, 2:0.25 4:0.25" in plan_text(plan)
+    assert "looks back" not in plan_text(plan.extrapolated())

@@ -67,6 +67,9 @@ def plan_text(plan: Plan) -> str:
     if plan.check is not None:
         bands = f"mean filters {', '.join(map(str, plan.check.bands))}" if plan.check.bands else "one band"
         lines.append(f"  self-check: {bands}, average {plan.check.average:g}, basis {plan.check.basis}")
+    if plan.hindsight:
+        shares = " ".join(f"{step}:{share:.2f}" for step, share in plan.hindsight)
+        lines.append(f"  looks back: share of what was missed that is added to the computed output, {shares}")
     lines += [f"  {name}: {value:.4g}" for name, value in plan.figures]
     errors, rows = dict(plan.errors), dict(plan.weights)
     widest = max(errors.values(), default=0.0) or 1.0
