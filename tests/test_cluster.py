@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -79,6 +80,15 @@ def log(folder, kind):
     return [tuple(rest) for k, *rest in map(json.loads, lines) if k == kind]
 
 
+def kill_one(begun):
+    """Kill the worker that began something last, or the last that is still there."""
+    for pid, *_ in reversed(begun):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+            return pid
+    raise AssertionError("no worker is left")
+
+
 def contents(folder):
     return {p.relative_to(folder): p.read_bytes() for p in (folder / "items").rglob("*.json")}
 
@@ -97,9 +107,7 @@ def test_workers_and_a_node_are_lost(nodes, tmp_path):
         assert not outcome.error
         settled.append(job)
         if len(settled) % 20 == 0:
-            pid = log(together, "begun")[-1][0]
-            killed.append(pid)
-            os.kill(pid, signal.SIGKILL)
+            killed.append(kill_one(log(together, "begun")))
         if len(settled) == 70:
             threading.Thread(target=nodes.remove_node, args=(spare,)).start()
 
