@@ -307,8 +307,8 @@ class Plan:
         Dense schedules for a multistep sampler whose timesteps are known also make up for half of what was missed.
         """
         weights = first_order(self.computed, self.num_steps, EARLY)
-        multistep = self.timesteps is not None and "Multistep" in (self.scheduler or "")
-        hindsight = in_hindsight(self.computed, self.timesteps or ()) if multistep else ()
+        multistep = "Multistep" in (self.scheduler or "")
+        hindsight = in_hindsight(self.computed, self.timesteps) if multistep and self.timesteps else ()
         return replace(self, method="checked", weights=weights, check=check or Check(), hindsight=hindsight)
 
     def extrapolated(self) -> Plan:
@@ -447,12 +447,13 @@ def parse_document(text: str, schema: str, version: int) -> dict[str, Any]:
 
 def read_text(path: str | os.PathLike[str], kind: str) -> str:
     """A file's text; FileNotFoundError or ValueError with the kind of file that was expected."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{kind} file {os.fspath(path)!r} does not exist.")
+    file: Any = path if hasattr(path, "is_file") else Path(path)  # what lies elsewhere has a Path's methods (`places`)
+    if not file.is_file():
+        raise FileNotFoundError(f"{kind} file {str(path)!r} does not exist.")
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return str(file.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
-        raise ValueError(f"{kind} file {os.fspath(path)!r} is not text.") from error
+        raise ValueError(f"{kind} file {str(path)!r} is not text.") from error
 
 
 def write_atomically(path: str | os.PathLike[str], text: str) -> None:

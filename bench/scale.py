@@ -173,7 +173,7 @@ def main() -> None:
         "driver of 10 ms": Fleet(args.workers, driver=0.01),
     }.items():
         speeds = fleet.speeds(random.Random(args.seed))
-        work = len(pairs) * fleet.uncached * sum(float(np.mean(rows)) for rows in times.values())
+        work = len(pairs) * fleet.uncached * sum(float(np.mean(ratios)) for ratios in times.values())
         ideal = work / sum(speeds) / 3600
         began = time.perf_counter()
         found = simulate(fleet, pairs, times, speeds, args.seed)

@@ -30,13 +30,17 @@ settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
 
 
-def torchrun(python: str, ranks: int) -> list[str]:
-    """The command that starts `ranks` processes of what follows it, on a free port."""
+def free_port() -> int:
+    """A port nobody listens at."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+def torchrun(python: str, ranks: int) -> list[str]:
+    """The command that starts `ranks` processes of what follows it, on a free port."""
     start = [python, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}"]
-    return [*start, "--master_addr=127.0.0.1", f"--master_port={port}"]
+    return [*start, "--master_addr=127.0.0.1", f"--master_port={free_port()}"]
 
 
 def tiny_transformer(seed: int = 0, in_channels: int = 16) -> WanTransformer3DModel:

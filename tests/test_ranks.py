@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from conftest import torchrun
+from conftest import free_port, torchrun
 
 from stepcache import Checked, EasyCache, MagCache, Off, StepCache, TaylorSeer, TeaCache, Trajectory, Uniform
 from stepcache.generate import Request, generate, load_pipeline
@@ -115,7 +115,7 @@ def _video(rank, model, folder, forced):
 
 def videos(model, folder, forced=False):
     folder.mkdir()
-    (folder / "port").write_text(torchrun("", 2)[-1].partition("=")[2])
+    (folder / "port").write_text(str(free_port()))
     mp.spawn(_video, args=(model, folder, forced), nprocs=2)
 
     def read(name):
@@ -172,7 +172,7 @@ def test_the_command_under_torchrun(model, tmp_path):
 
 @pytest.mark.slow
 def test_a_rank_that_dies_is_an_error_and_no_hang(model, tmp_path):
-    port = torchrun("", 2)[-1].partition("=")[2]
+    port = str(free_port())
     processes = []
     for rank in (0, 1):
         ranks = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}

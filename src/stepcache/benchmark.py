@@ -105,14 +105,14 @@ def run(args: argparse.Namespace) -> int:
         return 0
     crew_of = _on_ray if cluster.asked(args) else _alone
     began = time.perf_counter()
-    with crew_of(args, prompts, contenders) as (crew, about):
+    with crew_of(args, request, prompts, contenders) as (crew, about):
         known = {k: v for k, v in description.items() if k in ("searched", "ceiling")}
         bench = Bench(folder, contenders, {**description, **about, **known}, shared=cluster.asked(args))
         folder.write(bench.description)
         try:
             bench.run(crew, pairs, args.max_retries)
         except KeyboardInterrupt:
-            if folder.items():
+            if any((folder.root / "items").glob("*/*.json")):
                 print(merge(folder))
             print(f"interrupted; everything finished is in {args.out}, --resume goes on.")
             return 130
@@ -157,18 +157,18 @@ Known = tuple[Runner, dict[str, Any]]
 """What does the jobs, and what there is to say about it."""
 
 
-def made_runner(args: argparse.Namespace, prompts: list[str], contenders: list[Contender | Search]) -> Known:
+def made_runner(
+    args: argparse.Namespace, request: Request, prompts: list[str], contenders: list[Contender | Search]
+) -> Known:
     """The pipeline and all that a process needs to do jobs.
 
     Raises:
         ValueError, OSError, ImportError: the model, a method or the device cannot be used; the sentence says which.
     """
-    defaults = model_defaults(args.model)
-    request = request_from(args, defaults)
     lpips, lpips_note = find_lpips(args.lpips_backbone)
     pipe = load_pipeline(args.model, args.device, args.dtype)
     pipe.set_progress_bar_config(disable=True)
-    fps = float(args.fps or defaults.get("fps", 16.0))
+    fps = float(args.fps or model_defaults(args.model).get("fps", 16.0))
     folder, seed = Folder(place(args.out)), read_seeds(args.seeds)[0]
     shared = cluster.asked(args)
     runner = Runner(pipe, request, folder, contenders, prompts, seed, fps, lpips, args.vbench, shared)
@@ -179,26 +179,21 @@ def made_runner(args: argparse.Namespace, prompts: list[str], contenders: list[C
 
 @contextmanager
 def _alone(
-    args: argparse.Namespace, prompts: list[str], contenders: list[Contender | Search]
+    args: argparse.Namespace, request: Request, prompts: list[str], contenders: list[Contender | Search]
 ) -> Iterator[tuple[Crew, dict[str, Any]]]:
-    runner, about = made_runner(args, prompts, contenders)
+    runner, about = made_runner(args, request, prompts, contenders)
     yield Alone(runner), about
 
 
 def _on_ray(
-    args: argparse.Namespace, prompts: list[str], contenders: list[Contender | Search]
+    args: argparse.Namespace, request: Request, prompts: list[str], contenders: list[Contender | Search]
 ) -> AbstractContextManager[tuple[Crew, dict[str, Any]]]:
     """Workers run elsewhere: prompts and methods travel with them, paths are made absolute."""
-    flags = argparse.Namespace(**{k: v for k, v in vars(args).items() if k != "run"})
-    for name in ("model", "lpips_backbone"):
-        given = getattr(flags, name)
-        if given and Path(given).expanduser().exists():
-            setattr(flags, name, str(Path(given).expanduser().absolute()))
-    root = place(args.out)
+    flags, root = cluster.for_workers(args, "model", "lpips_backbone"), place(args.out)
     if not is_remote(root):
         root = root.absolute()
         flags.out = str(root)
-    return cluster.fleet(functools.partial(made_runner, flags, prompts, contenders), args, root)
+    return cluster.fleet(functools.partial(made_runner, flags, request, prompts, contenders), args, root)
 
 
 @dataclass

@@ -158,7 +158,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     save = functools.partial(_save, args, pairs)
     if cluster.asked(args):
-        calibration = _on_ray(args, todo, known, save)
+        calibration = _on_ray(args, request, todo, known, save)
         print(describe(calibration))
         print(f"wrote {args.out}")
         return 0
@@ -227,17 +227,16 @@ def _save(args: argparse.Namespace, pairs: list[tuple[str, int]], found: Calibra
 
 def _on_ray(
     args: argparse.Namespace,
+    request: Request,
     todo: list[tuple[str, int]],
     known: Calibration | None,
     save: Callable[[Calibration], None],
 ) -> Calibration:
     """The runs, recorded by workers of a cluster; their calibrations are merged here, saved after every one."""
     calibration, failed = known, []
-    flags = argparse.Namespace(**{k: v for k, v in vars(args).items() if k != "run"})
-    if Path(args.model).expanduser().exists():
-        flags.model = str(Path(args.model).expanduser().absolute())
+    recorder = functools.partial(_recorder, cluster.for_workers(args, "model"), request)
     anchored = known is not None and any(run.anchors for run in known.runs)
-    with cluster.fleet(functools.partial(_recorder, flags), args) as (fleet, _):
+    with cluster.fleet(recorder, args) as (fleet, _):
         jobs = [Job("run", (i, *pair), first=i == 0 and not anchored) for i, pair in enumerate(todo)]
         with tqdm(total=len(jobs), desc="calibrate", unit="run", dynamic_ncols=True) as bar:
 
@@ -256,9 +255,9 @@ def _on_ray(
     return calibration
 
 
-def _recorder(args: argparse.Namespace) -> tuple[Recording, dict[str, Any]]:
+def _recorder(args: argparse.Namespace, request: Request) -> tuple[Recording, dict[str, Any]]:
     """What a worker makes once."""
-    recording = Recording(args, request_from(args, model_defaults(args.model)))
+    recording = Recording(args, request)
     versions = {"stepcache": __version__, "torch": torch.__version__}
     return recording, {"versions": versions, "machine": str(recording.pipe.device)}
 

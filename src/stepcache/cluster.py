@@ -19,21 +19,22 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from stepcache import __version__
 from stepcache.jobs import Job, Jobs, Outcome, Settle, settle_with
+from stepcache.places import check_writable
 
 Work = Callable[[Job], Outcome]
 Make = Callable[[], tuple[Work, Mapping[str, Any]]]
 """Called once on every worker: what does its jobs, and what there is to say about it."""
 LOCAL = "local"
 PATIENCE = 600.0
-"""Seconds to wait for a worker when there is none."""
+"""Seconds to wait for room on the cluster while no worker runs."""
 REACH = 15.0
-"""Seconds to wait for a cluster to answer at its address."""
+"""Seconds to wait for somebody to listen at an address, and a quarter of what they have to answer as Ray does."""
 BAD_STARTS = 3
 """So many workers may fail to load, for each that is wanted, before no other is started."""
 SICK = 2
@@ -114,13 +115,18 @@ def fleet(make: Make, args: argparse.Namespace, folder: Path | None = None) -> I
     resources = Resources(args.ray, args.workers, args.cpus_per_worker, args.gpus_per_worker or 0.0, args.max_retries)
     with connected(resources.address) as cluster:
         if args.gpus_per_worker is None and cluster.get("GPU"):
-            resources = _with_gpus(resources)
+            resources = replace(resources, gpus=1.0)
         with Fleet(make, resources, folder) as workers:
             yield workers, dict(workers.about)
 
 
-def _with_gpus(resources: Resources) -> Resources:
-    return Resources(resources.address, resources.workers, resources.cpus, 1.0, resources.retries, resources.patience)
+def for_workers(args: argparse.Namespace, *paths: str) -> argparse.Namespace:
+    """The flags as workers can use them, who run in other folders: the named ones absolute where they are here."""
+    flags = {name: value for name, value in vars(args).items() if name != "run"}
+    for name in paths:
+        if flags[name] and (path := Path(flags[name]).expanduser()).exists():
+            flags[name] = str(path.absolute())
+    return argparse.Namespace(**flags)
 
 
 @contextmanager
@@ -218,7 +224,7 @@ class Worker:
                 self._check(folder, token)
             self._work, about = make()
         except Exception as error:
-            return Arrival(host, identity(), error=" ".join(f"{type(error).__name__}: {error}".split())[:2000])
+            return Arrival(host, identity(), error=_sentence(f"{type(error).__name__}: {error}")[:2000])
         return Arrival(host, identity(), about)
 
     @staticmethod
@@ -228,9 +234,7 @@ class Worker:
                 f"{folder} is not the folder of that name on the machine that directs the work; choose an --out that "
                 "all machines share"
             )
-        probe = folder / f"{token}-{os.getpid()}-{secrets.token_hex(4)}"
-        probe.write_text("")
-        probe.unlink()
+        check_writable(folder)
 
     def run(self, job: Job) -> Outcome:
         """Do one job."""
@@ -266,7 +270,7 @@ class Fleet:
         self._token = f".stepcache-{secrets.token_hex(8)}"
         self._flying: dict[Any, _Member] = {}
         self._idle: list[_Member] = []
-        self._bad_starts, self._problem = 0, ""
+        self._bad_starts = 0
         self._count = resources.workers or self._fitting()
         self._alone_since = time.monotonic()
 
@@ -363,7 +367,7 @@ class Fleet:
             told = [f"{k} {arrival.about.get(k)} (the first one: {self.about.get(k)})" for k in other]
             problem = f"it has {', '.join(told)}" if told else ""
         if problem:
-            self._lose(member, jobs, settle, f"the worker on {arrival.host} cannot be used: {problem}")
+            self._lose(member, jobs, settle, f"the worker on {arrival.host} cannot be used: {problem}", refused=True)
             return
         if self.about and arrival.about.get("machine") != self.about.get("machine"):
             warnings.warn(
@@ -384,8 +388,8 @@ class Fleet:
             self._again(member, jobs, settle, why)
             self._idle.append(member)
 
-    def _lose(self, member: _Member, jobs: Jobs | None, settle: Settle, why: str) -> None:
-        """A worker is gone, or has to go: its job goes back, another worker is asked for.
+    def _lose(self, member: _Member, jobs: Jobs | None, settle: Settle, why: str, *, refused: bool = False) -> None:
+        """A worker is gone, or has to go (`refused`: it said itself why): its job goes back, another is asked for.
 
         Raises:
             ValueError: nobody has loaded yet, and this one cannot; or so many could not that no other is tried.
@@ -395,14 +399,14 @@ class Fleet:
             jobs.forget(member)
         self._again(member, jobs, settle, why)
         if not member.ready:
-            self._bad_starts, self._problem = self._bad_starts + 1, why
-            if not self.about and (self._bad_starts >= BAD_STARTS or "cannot be used" in why):
+            self._bad_starts += 1
+            if not self.about and (self._bad_starts >= BAD_STARTS or refused):
                 raise ValueError(f"{why} ({self._bad_starts} could not load, none could).")
             if self._bad_starts >= BAD_STARTS * self._count:
                 if not (self._idle or self._flying):
                     raise ValueError(f"no worker is left, and others could not load: {why}.")
                 return
-            if "cannot be used" in why:
+            if refused:
                 warnings.warn(f"{why}; another is tried.", stacklevel=2)
         self._recruit()
 

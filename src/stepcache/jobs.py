@@ -7,7 +7,7 @@ and spreads what is left over everyone at the end. Nothing here knows of process
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Collection, Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -85,9 +85,9 @@ class Jobs:
         self.retries = retries
         self.unsettled = 0
         self._free: deque[Job] = deque()
-        self._groups: OrderedDict[Pair, _Group] = OrderedDict()
+        self._groups: dict[Pair, _Group] = {}
         self._fresh: deque[Pair] = deque()
-        self._open: OrderedDict[Pair, None] = OrderedDict()  # pairs with a reference and jobs that nobody has taken
+        self._open: dict[Pair, None] = {}  # pairs with a reference and jobs that nobody has taken
         self._at_hand: dict[Hashable, Pair] = {}
         self._lost: dict[Job, int] = {}
         for job in jobs:
@@ -97,21 +97,19 @@ class Jobs:
         return self.unsettled > 0
 
     def _add(self, job: Job, there: Collection[Pair]) -> None:
-        self.unsettled += 1
         if job.task in ("search", "run") or job.pair is None:
+            self.unsettled += 1
             self._free.append(job)
             return
-        group = self._groups.get(job.pair)
-        if group is None:
-            group = self._groups[job.pair] = _Group("there" if job.pair in there else "missing")
-            if group.reference == "missing":
-                self.unsettled += 1  # the reference itself
+        if job.pair not in self._groups:
+            self._groups[job.pair] = _Group("there" if job.pair in there else "missing")
+            if job.pair not in there:
+                self.unsettled += 1  # its reference, whether or not that is asked for
                 self._fresh.append(job.pair)
-        if job.task == "reference":
-            self.unsettled -= 1
-        else:
-            group.waiting.append(job)
-            if group.reference == "there":
+        if job.follows:
+            self.unsettled += 1
+            self._groups[job.pair].waiting.append(job)
+            if self._groups[job.pair].reference == "there":
                 self._open[job.pair] = None
 
     def take(self, worker: Hashable) -> Job | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -47,16 +48,6 @@ def write_text(path: Path, text: str) -> None:
         path.write_text(text, encoding="utf-8")  # object stores show an object when it is complete
     else:
         write_atomically(path, text)
-
-
-def read_text(path: Path, kind: str) -> str:
-    """A file's text; FileNotFoundError or ValueError with the kind of file that was expected."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{kind} file {str(path)!r} does not exist.")
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{kind} file {str(path)!r} is not text.") from error
 
 
 @contextmanager
@@ -113,6 +104,6 @@ def below(path: Path, root: Path) -> str:
 def check_writable(folder: Path) -> None:
     """Find out before the work that files can be written there (OSError), without leaving one behind."""
     folder.mkdir(parents=True, exist_ok=True)
-    probe = folder / f".stepcache-{os.getpid()}"
+    probe = folder / f".stepcache-{secrets.token_hex(8)}"  # others may be finding out the same
     probe.write_text("")
     probe.unlink()

@@ -218,8 +218,8 @@ def plan_checked(
     """
     first, costs = graph or gap_costs(calibration, sensitivity, power, longest, mode)
     computed = best_path_with_memory(first, costs, budget)
-    keys = {"timesteps": calibration.timesteps, "scheduler": calibration.scheduler}
-    plan = Plan(calibration.num_steps, computed, mode, **keys)  # type: ignore[arg-type]
+    steps, times, sampler = calibration.num_steps, calibration.timesteps, calibration.scheduler
+    plan = Plan(steps, computed, mode, timesteps=times, scheduler=sampler)
     if mode == "checked":
         plan = plan.checked(check)
     elif mode == "static":

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from stepcache.metrics import finite, mean_psnr
-from stepcache.places import below, files_below, is_remote, read_text, write_text
-from stepcache.plan import parse_document
+from stepcache.places import below, files_below, is_remote, write_text
+from stepcache.plan import parse_document, read_text
 from stepcache.prompts import clip_name
 
 BENCH_SCHEMA, ITEM_SCHEMA, VERSION = "stepcache.bench", "stepcache.bench_item", 1

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-from stepcache.places import below, copy, files_below, is_there
+from stepcache.places import copy, files_below, is_there
 from stepcache.results import Folder, Item
 
 T = TypeVar("T")
@@ -93,14 +93,13 @@ def merge_folders(sources: Sequence[Path], out: Path) -> int:
     target.write({**first, "searched": searched, "shard": [0, 1]})
     for folder in folders:
         _copy(folder, target)
-    good = [item for item in target.items() if not item.error]
-    pairs = len(first["prompts"]) * len(first["seeds"])
-    return len({item.method for item in target.items()}) * pairs - len(good)
+    items, pairs = target.items(), len(first["prompts"]) * len(first["seeds"])
+    return len({item.method for item in items}) * pairs - sum(not item.error for item in items)
 
 
 def _copy(folder: Folder, target: Folder) -> None:
     for path in files_below(folder.root / "items", "*/*.json"):
-        destination = target.root / below(path, folder.root)
+        destination = target.root / folder.below(path)
         if str(destination) == str(path):
             continue
         item = Item.load(path)

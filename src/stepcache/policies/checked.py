@@ -46,17 +46,18 @@ class Checked:
 
     def plan(self, num_steps: int, model: str | None = None) -> Plan:
         """The plan for `num_steps`; ValueError if the budget is larger, or not published for the model."""
-        if self.schedule == "published":
-            plan = LeMiCa(self.budget, boundary=self.boundary).plan(model, num_steps)
-        else:
-            plan = Uniform(self.budget, boundary=self.boundary).plan(num_steps)
-        return plan.checked(self.check)
+        return self._scheduled(num_steps, model).checked(self.check)
 
     def begin(self, run: Trajectory) -> Decider:
         """Schedule and weights for the run's step count, and shares in hindsight for its timesteps."""
-        plan = self.plan(run.num_steps, run.model)
+        plan = self._scheduled(run.num_steps, run.model)
         plan = replace(plan, boundary=run.boundary, timesteps=run.timesteps, scheduler=run.scheduler)
         return FollowPlan(plan.checked(self.check))
+
+    def _scheduled(self, num_steps: int, model: str | None) -> Plan:
+        if self.schedule == "published":
+            return LeMiCa(self.budget, boundary=self.boundary).plan(model, num_steps)
+        return Uniform(self.budget, boundary=self.boundary).plan(num_steps)
 
     def __str__(self) -> str:
         return f"checked (budget {self.budget}, {self.schedule})"
