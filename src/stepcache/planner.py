@@ -216,7 +216,7 @@ def plan_checked(
     Raises:
         ValueError: no schedule of this budget; the sentence names the smallest and largest.
     """
-    first, costs = graph or gap_costs(calibration, sensitivity, power, longest, mode)
+    first, costs = graph or gap_costs(calibration, sensitivity, power, longest, mode != "reuse")
     computed = best_path_with_memory(first, costs, budget)
     steps, times, sampler = calibration.num_steps, calibration.timesteps, calibration.scheduler
     plan = Plan(steps, computed, mode, timesteps=times, scheduler=sampler)
@@ -232,11 +232,10 @@ def gap_costs(
     sensitivity: Sequence[float] | None = None,
     power: float = 2.0,
     longest: int = LONGEST_GAP,
-    mode: Mode = "checked",
+    extrapolate: bool = True,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Costs of all gaps as `best_path_with_memory` takes them: (L + 1,) and (S, L + 1, L + 1); see `plan_checked`."""
     steps = calibration.num_steps
-    extrapolate = mode != "reuse"
     longest = min(longest, steps - 1)
     effect = calibration.influence * (np.ones(steps) if sensitivity is None else np.asarray(sensitivity, float))
     guided = _guided(calibration)
