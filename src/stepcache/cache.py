@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 
+from stepcache.hindsight import LookBack
 from stepcache.plan import BOUNDARIES, Boundary, Plan, Trajectory, timeline
 from stepcache.selfcheck import Increment, SelfCheck
 
@@ -56,10 +57,6 @@ class Decider:
         """Weights of reused step `step` over the kept features, newest first."""
         return (1.0,)
 
-    def hindsight(self, step: int) -> float:
-        """Share of what was missed at computed step `step` that is added to its output, in [0, 1]."""
-        return 0.0
-
     def recall(self, step: int, branch: str) -> torch.Tensor | None:
         """The output of this call, where it is known from an earlier run (replays do); else `None`."""
         return None
@@ -84,16 +81,13 @@ class FollowPlan(Decider):
     def __init__(self, plan: Plan) -> None:
         self.plan, self.history = plan, plan.history if plan.reused else 0
         self._computed = frozenset(plan.computed)
-        self._weights, self._hindsight = dict(plan.weights), dict(plan.hindsight)
+        self._weights = dict(plan.weights)
 
     def compute(self, step: int, x: torch.Tensor) -> bool:
         return step in self._computed
 
     def weights(self, step: int) -> tuple[float, ...]:
         return self._weights.get(step, (1.0,))
-
-    def hindsight(self, step: int) -> float:
-        return self._hindsight.get(step, 0.0)
 
 
 @dataclass(frozen=True)
@@ -193,6 +187,9 @@ class StepCache:
         self._peak_bytes = 0
         self._plan: Plan | None = None
         self._check: SelfCheck | None = None
+        self._back: LookBack | None = None
+        self._start: torch.Tensor | None = None
+        self._not_back = ""
         self._expects_reuse = True
 
     def begin(self, run: Trajectory) -> None:
@@ -210,7 +207,7 @@ class StepCache:
         for branch in self._branches:
             branch.kept.clear()
             branch.holder = branch.increment = None
-        self._decider = self._check = None
+        self._decider = self._check = self._back = self._start = None
 
     @property
     def wants_grid(self) -> bool:
@@ -254,6 +251,8 @@ class StepCache:
         if self._step < 0 or ended:
             self._next_step(decider, x, owner)
         leader = not self._visited
+        if leader:
+            self._look_back(x)
         if branch is None:
             if len(self._branches) >= MAX_BRANCHES:
                 raise ValueError(
@@ -290,6 +289,8 @@ class StepCache:
 
     def _next_step(self, decider: Decider, x: torch.Tensor, owner: Hashable) -> None:
         handover = self._step >= 0 and owner != self._owner
+        if handover and self._back is not None:
+            self._back.interrupted()
         self._learn()
         self._step += 1
         self._visited.clear()
@@ -319,7 +320,7 @@ class StepCache:
         """Keep what an evaluation gave: latents in and out, or tokens before and after the block stack.
 
         Returns:
-            what to hand on: the output itself, unless the plan corrects it in hindsight.
+            what to hand on: the output itself, unless the plan looks back and something is to be put right.
 
         Raises:
             ValueError: the policy reuses output minus input, and the two are not alike.
@@ -342,7 +343,6 @@ class StepCache:
             self.own = self.own or output.shape
         kept = None if feature is None else narrow(feature, self.own)
         decider.observe(call, narrow(x, self.own), narrow(output, self.own), kept)
-        handed_on = self._in_hindsight(call, branch, decider, output)
         branch.dtype = output.dtype
         branch.computed.append(call.step)
         if self._check is not None and feature is not None and call.planned:
@@ -351,24 +351,44 @@ class StepCache:
             branch.kept[:] = [_Kept(feature, call.step, _version(feature)), *branch.kept][: decider.history]
         elif call.last:
             branch.kept.clear()
+        output = self._hand_on(call, output)
         self._weigh(decider)
-        return handed_on
+        return output
 
-    def _in_hindsight(self, call: Call, branch: _Branch, decider: Decider, output: torch.Tensor) -> torch.Tensor:
-        """A computed output, moved by a share of what a prediction of it would have missed.
+    def _look_back(self, x: torch.Tensor) -> None:
+        """A step's first call: begin to look back if the plan does, or learn from where the sampler went."""
+        plan, run = self._plan, self.run
+        if plan is None or plan.hindsight is None or not plan.reused or self.boundary != "output" or self._not_back:
+            return
+        if self._step == 0 and run is not None:
+            try:
+                if run.response is None:
+                    raise ValueError("the host does not know the sampler")
+                answers = run.response()
+                if len(answers) != run.num_steps + 1:
+                    raise ValueError("the run does not walk all of the sampler's steps")
+                self._back = LookBack(plan.hindsight, answers, self.cache_device)
+                self._start = x.detach().clone()
+            except Exception as error:  # a stranger's sampler, asked what it would do: whatever it says to that
+                self._not_back = str(error)
+        elif self._step == 1 and self._back is not None and self._start is not None:
+            start, self._start = narrow(self._start, self.own), None
+            self._not_back = self._back.moved(narrow(x, self.own), start, self.grid)
+        if self._not_back:
+            self._back = None
 
-        The reused steps before it missed about as much, each in proportion to its distance from the step they were
-        predicted from; `plan.hindsight` holds what that comes to in units of this step.
-        """
-        share = decider.hindsight(call.step)
-        if not share or not call.planned or self.boundary != "output" or self._lacking(branch, 1, before=True):
+    def _hand_on(self, call: Call, output: torch.Tensor) -> torch.Tensor:
+        """The branch's output with what is put right of earlier ones."""
+        if self._back is None or self._decider is None:
             return output
-        missed = _float(output) - _float(branch.features[0].to(output.device))
-        extrapolated = len(decider.weights(call.step - 1)) > 1
-        weights = decider.weights(call.step) if extrapolated else (1.0,)
-        if (believed := self._believed(branch, weights, output.device)) is not None:
-            missed = missed - believed
-        return (_float(output) + share * missed).to(output.dtype)
+        try:
+            output = self._back.hand_on(call.step, call.branch, output, call.compute, self._decider.weights(call.step))
+        except KeyError:
+            self._back, self._not_back = None, "its branches changed within the run"
+        if self._check is not None and self._plan is not None and call.compute:
+            ahead = next((k for k in self._plan.computed if k > call.step), self._plan.num_steps)
+            self._check.floor = 0.0 if self._back is None else self._back.floor(ahead - call.step)
+        return output
 
     def predict(self, call: Call, x: torch.Tensor) -> torch.Tensor:
         """The output of a reused call from the branch's features; as the model's own, it must not be written into.
@@ -394,8 +414,9 @@ class StepCache:
         branch.reused.append(call.step)
         if call.last:
             branch.kept.clear()
+        output = self._hand_on(call, output).to(branch.dtype)
         self._weigh(decider)
-        return output.to(branch.dtype)
+        return output
 
     def _compare(self, branch: _Branch, weights: tuple[float, ...], feature: torch.Tensor) -> Increment | None:
         """What happened at a computed step beside what would have been predicted; `None` if that is plain reuse."""
@@ -431,6 +452,7 @@ class StepCache:
 
     def _weigh(self, decider: Decider) -> None:
         held = [t for b in self._branches for t in b.features] + decider.tensors()
+        held += self._back.tensors if self._back is not None else []
         storages = [t.untyped_storage() for t in held]  # a tensor held under two names weighs once
         distinct = {s.data_ptr(): s.nbytes() for s in storages}
         self._peak_bytes = max(self._peak_bytes, sum(distinct.values()))
@@ -609,6 +631,8 @@ def _summarise(cache: StepCache) -> RunSummary:
         warnings.append("no call of the transformer was seen: nothing has run yet, or it was replaced meanwhile")
     if 0 < num_steps < FEW_STEPS and cache._expects_reuse:
         warnings.append(f"only {num_steps} steps: neighbouring steps differ too much for reuse to make sense")
+    if cache._not_back:
+        warnings.append(f"missed outputs are not put right in hindsight: {cache._not_back}")
     if cache._forced:
         warnings.append(f"{len(cache._forced)} calls were computed because their branch had nothing to reuse yet")
     return RunSummary(

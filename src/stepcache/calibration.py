@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import copy
 import functools
 import json
 import math
@@ -31,6 +30,7 @@ import torch
 
 from stepcache.cache import Call, Decider
 from stepcache.plan import Boundary, Trajectory, math_close, parse_document, read_text, write_atomically
+from stepcache.sampler import response
 
 CALIBRATION_SCHEMA, CALIBRATION_VERSION = "stepcache.calibration", 1
 LARGEST_FILE = 512 * 2**20
@@ -258,42 +258,6 @@ def _unpack(text: str, count: int) -> np.ndarray:
         raise ValueError(f"a matrix is damaged: {error}") from error
 
 
-def response(scheduler: Any) -> np.ndarray:
-    """The linear response of a sampler, from unit vectors pushed through a copy of it.
-
-    Args:
-        scheduler: with its timesteps set; it is not changed.
-
-    Returns:
-        float64 (S + 1, S + 1): row k is the latent before step k over (x_0, v_0, ..., v_(S-1)); the last row is the
-        final latent's.
-
-    Raises:
-        ValueError: the sampler is not linear in the outputs alone: it adds noise, or clips.
-    """
-    once, twice, tripled = (_push(scheduler, scale) for scale in (1.0, 1.0, 3.0))
-    if not np.allclose(once, twice, rtol=1e-9, atol=1e-12) or not np.allclose(3 * once, tripled, rtol=1e-4, atol=1e-6):
-        raise ValueError(
-            f"{type(scheduler).__name__} is not linear in the model's outputs (it adds noise or clips at every step), "
-            "so no error of a plan can be foreseen from its runs; calibrate with a deterministic sampler."
-        )
-    return once
-
-
-def _push(scheduler: Any, scale: float) -> np.ndarray:
-    steps = len(scheduler.timesteps)
-    sampler = copy.deepcopy(scheduler)
-    x = torch.zeros(steps + 1, 1, 1, 1, dtype=torch.float64)  # "sample" 0 carries x_0, the others one output each
-    x[0] = scale
-    rows = [x.flatten().clone()]
-    for k, t in enumerate(sampler.timesteps):
-        output = torch.zeros_like(x)
-        output[k + 1] = scale
-        x = sampler.step(output, t, x, return_dict=False)[0].double()
-        rows.append(x.flatten().clone())
-    return torch.stack(rows).numpy()
-
-
 class Recorder:
     """A policy that computes every step and records what a calibration needs.
 
@@ -340,7 +304,7 @@ class Recorder:
             sampler, run = self.scheduler(), self.current.run
             timesteps = tuple(float(t) for t in sampler.timesteps)
             if self.response is None or self._answered != (sampler.config, timesteps):  # the same for all runs
-                self.response, self._answered = response(sampler), (sampler.config, timesteps)
+                self.response, self._answered = response(sampler).numpy(), (sampler.config, timesteps)
             named = run.scheduler or type(sampler).__name__
             self.current.run = replace(run, timesteps=run.timesteps or timesteps, scheduler=named)
 

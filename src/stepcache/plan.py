@@ -22,12 +22,7 @@ Basis = Literal["branch", "guidance"]
 BASES = ("branch", "guidance")
 Modulation = Callable[[float], tuple[Any, Any]]
 """timestep -> (time embedding e, its projection e0), the tensors that modulate the blocks: what TeaCache measures."""
-EARLY = 0.25
-"""Share of the run in which checked plans repeat outputs (docs/planning.md has the measurement)."""
-HINDSIGHT, MENDED, DENSE = 0.5, 0.06, 0.08
-"""With multistep samplers, checked plans of which no gap is longer than DENSE of the run make up for HINDSIGHT of what
-was missed in gaps of at most MENDED of it. In longer ones, and with Euler, this lost (docs/planning.md)."""
-SCHEMA, SCHEMA_VERSION = "stepcache.plan", 1
+SCHEMA, SCHEMA_VERSION = "stepcache.plan", 2
 
 
 @dataclass(frozen=True)
@@ -40,6 +35,7 @@ class Trajectory:
 
     `handover` is the first step of a second transformer that shares the run (Wan2.2's low-noise expert), `modulation`
     gives what the model makes of a timestep, `remarks` are the host's reasons to doubt that reuse will do well here.
+    `response` gives the sampler's (`sampler.response`); it is asked for before the first step, if at all.
     """
 
     num_steps: int
@@ -52,6 +48,7 @@ class Trajectory:
     modulation: Modulation | None = None
     remarks: tuple[str, ...] = ()
     scheduler: str | None = None
+    response: Callable[[], Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -84,6 +81,40 @@ class Check:
 
 
 @dataclass(frozen=True)
+class Hindsight:
+    """How a plan puts right what its predictions missed, once the next computed step shows it (see `hindsight`).
+
+    The guided output follows the latent: a band of frequencies of it changes by feedback * (guidance scale - 1) /
+    (1 - sigma) times the change of the latent there, sigma being the noise level of flow matching.
+
+    Args:
+        feedback: one number a band and one for what the bands leave, coarse first, 0 or more. The default was measured
+            on the embedded model (docs/planning.md); 1 is what a band without any noise left would have.
+        bands: edges of the mean filters, in latent pixels, as of `Check`.
+        knee: 1 - sigma below which the feedback falls in proportion to it, above 0.
+        floor: least gain of the self-check where the feedback is known, in [0, 1]; less in wide gaps
+            (`hindsight.WIDE`).
+
+    Raises:
+        ValueError: if any of this does not hold.
+    """
+
+    feedback: tuple[float, ...] = (0.7, 0.35)
+    bands: tuple[int, ...] = (5,)
+    knee: float = 0.12
+    floor: float = 0.5
+
+    def __post_init__(self) -> None:
+        Check(self.bands)
+        if len(self.feedback) != len(self.bands) + 1 or not all(0 <= f < math.inf for f in self.feedback):
+            raise ValueError(
+                f"feedback is {list(self.feedback)}; expected {len(self.bands) + 1} numbers of 0 or more, one a band."
+            )
+        if not 0 < self.knee <= 1 or not 0 <= self.floor <= 1:
+            raise ValueError(f"knee {self.knee} and floor {self.floor}; expected shares of 1, the knee above 0.")
+
+
+@dataclass(frozen=True)
 class Plan:
     """A schedule with the weights that predict its reused steps.
 
@@ -100,8 +131,7 @@ class Plan:
         scheduler: the sampler's class name the plan was made for; `None` is "any".
         guidance_range: lowest and highest guidance scale the plan may be used at, where `guidance` is left open.
         errors: pairs (step, predicted root mean square error of the output there), from the calibration.
-        hindsight: pairs (step, share): the output of that computed step is handed on with this share of what the
-            prediction there would have missed added to it, in [0, 1]: it makes up for the reused steps before.
+        hindsight: how computed steps put right what the reused ones before them missed, if they do.
         figures: pairs (name, value) of what was predicted or measured of the plan, e.g. ("psnr_mean", 38.1).
         source: where the figures come from.
         notes: what a reader should know, e.g. that the schedule was resampled.
@@ -126,7 +156,7 @@ class Plan:
     guidance_range: tuple[float, float] | None = None
     errors: tuple[tuple[int, float], ...] = ()
     figures: tuple[tuple[str, float], ...] = ()
-    hindsight: tuple[tuple[int, float], ...] = ()
+    hindsight: Hindsight | None = None
 
     def __post_init__(self) -> None:
         steps = self.computed
@@ -154,11 +184,6 @@ class Plan:
                 raise ValueError(f"step {step} has {len(weights)} weights; {before} outputs are known by then.")
             if not all(math.isfinite(w) for w in weights):
                 raise ValueError(f"step {step} has a weight that is not a finite number.")
-        for step, share in self.hindsight:
-            if step not in self.computed or not 0 <= share <= 1:
-                raise ValueError(
-                    f"hindsight names step {step} with {share:g}; expected a computed step and a share in [0, 1]."
-                )
         if self.guidance_range is not None and not self.guidance_range[0] <= self.guidance_range[1]:
             raise ValueError(f"guidance_range is {list(self.guidance_range)}; expected the lower end first.")
 
@@ -263,29 +288,22 @@ class Plan:
             self,
             num_steps=num_steps,
             computed=computed,
-            weights=first_order(computed, num_steps, EARLY) if self.check else (),
+            weights=first_order(computed, num_steps) if self.check else (),
             timesteps=None,
             errors=(),
             figures=(),
-            hindsight=(),
             notes=(*self.notes, note),
         )
 
     def checked(self, check: Check | None = None) -> Plan:
-        """The same schedule with first-order extrapolation under the self-check, method "checked".
-
-        What follows a computed step in the first quarter of the run is repeated: what goes wrong there grows longest.
-        Dense schedules for a multistep sampler whose timesteps are known also make up for half of what was missed.
-        """
-        weights = first_order(self.computed, self.num_steps, EARLY)
-        multistep = "Multistep" in (self.scheduler or "")
-        hindsight = in_hindsight(self.computed, self.timesteps) if multistep and self.timesteps else ()
-        return replace(self, method="checked", weights=weights, check=check or Check(), hindsight=hindsight)
+        """The same schedule with first-order extrapolation under the self-check and hindsight, method "checked"."""
+        weights = first_order(self.computed, self.num_steps)
+        return replace(self, method="checked", weights=weights, check=check or Check(), hindsight=Hindsight())
 
     def extrapolated(self) -> Plan:
         """The same schedule with first-order extrapolation of the reused steps and no check, method "static"."""
         weights = tuple((k, w) for k, w in first_order(self.computed, self.num_steps) if k not in self.computed)
-        return replace(self, method="static", weights=weights, check=None, hindsight=())
+        return replace(self, method="static", weights=weights, check=None, hindsight=None)
 
     def to_json(self) -> str:
         """JSON text with the schema's name and version inside; `Plan.from_json` reads it back equal."""
@@ -304,15 +322,17 @@ class Plan:
             for name in ("computed", "timesteps", "notes"):
                 data[name] = tuple(data[name]) if data.get(name) is not None else cls.__dataclass_fields__[name].default
             data["weights"] = tuple((int(k), tuple(float(w) for w in ws)) for k, ws in data.get("weights") or ())
-            for name in ("errors", "figures", "hindsight"):
+            for name in ("errors", "figures"):
                 data[name] = tuple((key, float(value)) for key, value in data.get(name) or ())
             if data.get("guidance_range") is not None:
                 low, high = data["guidance_range"]
                 data["guidance_range"] = (float(low), float(high))
-            if data.get("check") is not None:
-                data["check"] = Check(**{**data["check"], "bands": tuple(data["check"].get("bands", ()))})
+            for name, kind in (("check", Check), ("hindsight", Hindsight)):
+                if (settings := data.get(name)) is not None:
+                    lists = {k: tuple(v) for k, v in settings.items() if isinstance(v, list)}
+                    data[name] = kind(**{**settings, **lists})
             return cls(**data)
-        except TypeError as error:
+        except (TypeError, AttributeError) as error:
             raise ValueError(f"not a valid plan: {error}.") from error
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -334,41 +354,16 @@ class Plan:
             raise ValueError(f"plan file {os.fspath(path)!r}: {error}") from error
 
 
-def first_order(
-    computed: tuple[int, ...], num_steps: int, early: float = 0.0
-) -> tuple[tuple[int, tuple[float, ...]], ...]:
+def first_order(computed: tuple[int, ...], num_steps: int) -> tuple[tuple[int, tuple[float, ...]], ...]:
     """(step, weights) of first-order extrapolation through the last two computed outputs, for every step but them.
 
-    Weights (1 + c, -c) with c = (step - k1) / (k1 - k2), the newest output first; computed steps are named too. Reused
-    steps whose last computed step lies in the first `early` of the run (a share) are not named: they repeat it.
+    Weights (1 + c, -c) with c = (step - k1) / (k1 - k2), the newest output first; computed steps are named too.
     """
     nodes, rows = list(computed), []
     for step in range(nodes[1] + 1 if len(nodes) > 1 else num_steps, num_steps):
         last, before = [k for k in nodes if k < step][:-3:-1]
-        if step in nodes or last >= early * num_steps:
-            c = (step - last) / (last - before)
-            rows.append((step, (1 + c, -c)))
-    return tuple(rows)
-
-
-def in_hindsight(computed: tuple[int, ...], timesteps: tuple[float, ...]) -> tuple[tuple[int, float], ...]:
-    """(step, share) for the computed steps that make up for the gap before them, `Plan.hindsight`.
-
-    Within a gap from k1 to k predictions go wrong in proportion to the distance, up to the miss m that step k reveals:
-    by m (s - k1) / (k - k1) at step s. A sampler moves the latent by about (t_s - t_{s+1}) times the output, so
-    HINDSIGHT * sum_s (t_s - t_{s+1}) / (t_k - t_{k+1}) * (s - k1) / (k - k1) of m, added to step k's output, takes
-    HINDSIGHT of the gap's error back. Never more than m itself.
-    """
-    steps, times = len(timesteps), (*timesteps, 0.0)
-    moves = [a - b for a, b in itertools.pairwise(times)]
-    gaps = list(itertools.pairwise(computed))
-    if max((k - k1 for k1, k in gaps), default=0) > DENSE * steps:
-        return ()
-    rows = []
-    for k1, k in gaps:
-        if 1 < k - k1 <= MENDED * steps and moves[k] > 0:
-            before = sum(moves[s] / moves[k] * (s - k1) / (k - k1) for s in range(k1 + 1, k))
-            rows.append((k, min(max(HINDSIGHT * before, 0.0), 1.0)))
+        c = (step - last) / (last - before)
+        rows.append((step, (1 + c, -c)))
     return tuple(rows)
 
 

@@ -14,17 +14,22 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+import torch
 
 from stepcache.calibration import Calibration, quadratic
 from stepcache.paths import Edges, Objective, best_path, best_path_with_memory
-from stepcache.plan import Check, Plan
+from stepcache.plan import Check, Hindsight, Plan
 from stepcache.policies.magcache import MagCache, Ratios
+from stepcache.sampler import noise_levels
 
 Mode = Literal["checked", "static", "reuse"]
 LONGEST_GAP = 12
 """Steps from one computed step to the next, at most; no published schedule of `published/lemica.py` jumps more."""
 GUIDANCE_MARGIN = 0.3
 """A plan may be used at guidance scales this share below and above the calibrated one."""
+FLOOR = 0.9
+"""Least gain of the self-check in planned schedules, whose gaps are short where extrapolation goes wrong; without a
+calibration it is that of `Hindsight` (docs/planning.md has both)."""
 RIDGE = 1e-4
 """Pull towards plain reuse in `fit`, in units of the mean squared norm of the sources."""
 
@@ -200,14 +205,15 @@ def plan_checked(
 
     A gap from k1 to j, before which k2 was computed, costs the mean over runs of
     | sum over its steps s of sens_s g_s (extrapolated - true guided output of s) | ** power; errors inside a gap add up
-    with their signs, those of different gaps are added as costs. (Mode "checked" repeats in the first quarter, but its
-    schedule is planned as if it extrapolated there too: see docs/planning.md for the alternatives measured.)
+    with their signs, those of different gaps are added as costs.
 
     Args:
         calibration: what was measured.
         budget: computed steps, 2 or more.
         mode: "checked", "static" (weights without check), or "reuse" (the schedule for plain reuse).
-        sensitivity: (S,) how much more the final latent moves than its open-loop influence says; default 1.
+        sensitivity: (S,) how much more the final latent moves than its open-loop influence says; default: the square
+            root of the noise level, since early errors grow longest (1 for mode "reuse" and where the noise level is
+            not known).
         power: exponent of a gap's cost.
         longest: most steps from one computed step to the next.
         check: settings of the self-check.
@@ -218,10 +224,9 @@ def plan_checked(
     """
     first, costs = graph or gap_costs(calibration, sensitivity, power, longest, mode != "reuse")
     computed = best_path_with_memory(first, costs, budget)
-    steps, times, sampler = calibration.num_steps, calibration.timesteps, calibration.scheduler
-    plan = Plan(steps, computed, mode, timesteps=times, scheduler=sampler)
+    plan = Plan(calibration.num_steps, computed, mode)
     if mode == "checked":
-        plan = plan.checked(check)
+        plan = replace(plan.checked(check), hindsight=Hindsight(floor=FLOOR))
     elif mode == "static":
         plan = plan.extrapolated()
     return finished(calibration, plan)
@@ -237,7 +242,10 @@ def gap_costs(
     """Costs of all gaps as `best_path_with_memory` takes them: (L + 1,) and (S, L + 1, L + 1); see `plan_checked`."""
     steps = calibration.num_steps
     longest = min(longest, steps - 1)
-    effect = calibration.influence * (np.ones(steps) if sensitivity is None else np.asarray(sensitivity, float))
+    levels = noise_levels(torch.from_numpy(calibration.response)) if extrapolate else None
+    if sensitivity is None:
+        sensitivity = [1.0] * steps if levels is None else [math.sqrt(max(level, 0.0)) for level in levels[:-1]]
+    effect = calibration.influence * np.asarray(sensitivity, float)
     guided = _guided(calibration)
     norms = calibration.final_norms
     costs = np.full((steps, longest + 1, longest + 1), np.inf)

@@ -8,7 +8,8 @@ that happened is compared with the P that would have been predicted there, for e
     gain = clip(<A, P> / <P, P>, 0, 1),  averaged with the last gain
 
 and until the next computed step the prediction is o_1 + sum over bands of gain * band(P). It never leaves the span
-between reuse (gain 0) and the plan's own prediction (gain 1); a gain that is not a number means reuse.
+between reuse (gain 0) and the plan's own prediction (gain 1); a gain that is not a number means reuse. Where looking
+back (`stepcache.hindsight`) keeps the sampler stable, gains may be believed to be `floor` at least.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ class SelfCheck:
 
     def __init__(self, check: Check, batched: bool = True, grid: tuple[int, int] | None = None) -> None:
         self.check, self.batched, self.grid = check, batched, grid
+        self.floor = 0.0
         self._gains: dict[str, list[torch.Tensor]] = {}
         self._named: tuple[str, ...] = ()
 
@@ -56,7 +58,7 @@ class SelfCheck:
         predicted = self._turn({name: i.predicted for name, i in increments.items()})
         before, self._gains, self._named = self._gains, {}, tuple(increments)
         for name, change in happened.items():
-            pairs = zip(self._bands(change), self._bands(predicted[name]), strict=True)
+            pairs = zip(self._split(change), self._split(predicted[name]), strict=True)
             gains = [self._gain(a, p) for a, p in pairs]
             last = before.get(name)
             if last is not None and last[0].shape == gains[0].shape:
@@ -72,9 +74,12 @@ class SelfCheck:
         names = [branch] if branch in turned else list(turned)  # the first branch is difference plus second
         believed = {}
         for name in names:
-            parts = zip(self._gains[name], self._bands(turned[name]), strict=True)
-            believed[name] = torch.stack([gain * part for gain, part in parts]).sum(0)
+            parts = zip(self._gains[name], self._split(turned[name]), strict=True)
+            believed[name] = torch.stack([gain.clamp_min(self.floor) * part for gain, part in parts]).sum(0)
         return believed[branch] if branch in turned else believed["difference"] + believed[list(increments)[1]]
+
+    def _split(self, x: torch.Tensor) -> list[torch.Tensor]:
+        return split_bands(x, self.check.bands, self.grid)
 
     def _gain(self, happened: torch.Tensor, predicted: torch.Tensor) -> torch.Tensor:
         over = list(range(1 if self.batched else 0, happened.ndim))
@@ -88,20 +93,27 @@ class SelfCheck:
         (_, first), (name, second) = by_branch.items()
         return {"difference": first - second, name: second}
 
-    def _bands(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """Parts that add up to `x`, coarse first."""
-        if not self.check.bands or not (x.ndim >= 4 or self._gridded(x)):
-            return [x]
-        smooth = [self._mean(x, edge) for edge in self.check.bands]
-        return [smooth[0], *(fine - coarse for coarse, fine in itertools.pairwise(smooth)), x - smooth[-1]]
 
-    def _gridded(self, x: torch.Tensor) -> bool:
-        return self.grid is not None and x.ndim == 3 and x.shape[1] % (self.grid[0] * self.grid[1]) == 0
+def split_bands(x: torch.Tensor, edges: tuple[int, ...], grid: tuple[int, int] | None) -> list[torch.Tensor]:
+    """Frequency bands of a latent that add up to it, coarse first.
 
-    def _mean(self, x: torch.Tensor, edge: int) -> torch.Tensor:
-        """Mean over edge x edge latent pixels, fewer at the border."""
-        if x.ndim == 3 and self.grid:
-            image = x.transpose(1, 2).unflatten(2, (-1, *self.grid))
-            return self._mean(image, edge).flatten(2).transpose(1, 2)
-        flat = x.reshape(-1, 1, *x.shape[-2:])
-        return F.avg_pool2d(flat, edge, stride=1, padding=edge // 2, count_include_pad=False).view(x.shape)
+    Args:
+        x: (..., height, width), or tokens (batch, frames * height * width, channels) of a known grid; any other shape
+            is one band.
+        edges: of the mean filters in latent pixels, falling; one band each, and what the finest filter leaves.
+        grid: height and width in tokens.
+    """
+    gridded = grid is not None and x.ndim == 3 and x.shape[1] % (grid[0] * grid[1]) == 0
+    if not edges or not (x.ndim >= 4 or gridded):
+        return [x]
+    smooth = [_mean(x, edge, grid) for edge in edges]
+    return [smooth[0], *(fine - coarse for coarse, fine in itertools.pairwise(smooth)), x - smooth[-1]]
+
+
+def _mean(x: torch.Tensor, edge: int, grid: tuple[int, int] | None) -> torch.Tensor:
+    """Mean over edge x edge latent pixels, fewer at the border."""
+    if x.ndim == 3 and grid:
+        image = x.transpose(1, 2).unflatten(2, (-1, *grid))
+        return _mean(image, edge, grid).flatten(2).transpose(1, 2)
+    flat = x.reshape(-1, 1, *x.shape[-2:])
+    return F.avg_pool2d(flat, edge, stride=1, padding=edge // 2, count_include_pad=False).view(x.shape)

@@ -68,8 +68,8 @@ def plan_text(plan: Plan) -> str:
         bands = f"mean filters {', '.join(map(str, plan.check.bands))}" if plan.check.bands else "one band"
         lines.append(f"  self-check: {bands}, average {plan.check.average:g}, basis {plan.check.basis}")
     if plan.hindsight:
-        shares = " ".join(f"{step}:{share:.2f}" for step, share in plan.hindsight)
-        lines.append(f"  looks back: share of what was missed that is added to the computed output, {shares}")
+        feedback = ", ".join(f"{f:g}" for f in plan.hindsight.feedback)
+        lines.append(f"  looks back: feedback {feedback}, knee {plan.hindsight.knee:g}, floor {plan.hindsight.floor:g}")
     lines += [f"  {name}: {value:.4g}" for name, value in plan.figures]
     errors, rows = dict(plan.errors), dict(plan.weights)
     widest = max(errors.values(), default=0.0) or 1.0

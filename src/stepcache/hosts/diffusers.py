@@ -11,11 +11,12 @@ The `blocks` boundary needs to know the block lists of a transformer: one row of
 
 from __future__ import annotations
 
+import functools
 import inspect
 import weakref
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from stepcache.cache import Policy, RunSummary, StepCache
 from stepcache.hosts.patching import BlockStack, Entrance, Method, Patches, inside
 from stepcache.plan import Boundary, Modulation, Plan, Trajectory
 from stepcache.policies.fixed import as_policy
+from stepcache.sampler import response
 
 CONDITIONS = ("encoder_hidden_states", "cap_feats", "prompt_embeds", "class_labels", "input_ids")
 """Names of the transformers' text inputs; the first that is given tells branches apart where pipelines name none."""
@@ -225,6 +227,7 @@ class _Host:
         self.transformers = weakref.WeakValueDictionary(transformers)
         self.context: str | None = None
         self.timesteps = getattr(pipe.scheduler, "timesteps", None)  # of no run of ours
+        self._answered: tuple[Any, torch.Tensor] | None = None
         self._watch(pipe.scheduler)
         for name, module in transformers.items():
             if cache.boundary == "blocks" and (module is not inside(module) or module._compiled_call_impl):
@@ -290,8 +293,16 @@ class _Host:
         self._check_entrance()
         if scheduler is not self.scheduler:  # replaced since
             self._watch(scheduler)
-        self.cache.begin(_trajectory(pipe, scheduler, timesteps))
+        run = _trajectory(pipe, scheduler, timesteps)
+        self.cache.begin(replace(run, response=functools.partial(self._response, scheduler)))
         self.timesteps = timesteps
+
+    def _response(self, scheduler: Any) -> torch.Tensor:
+        """The sampler's response, worked out once for runs that are alike."""
+        key = (type(scheduler), str(scheduler.config), tuple(scheduler.timesteps.tolist()))
+        if self._answered is None or self._answered[0] != key:
+            self._answered = key, response(scheduler)
+        return self._answered[1]
 
     def _check_entrance(self) -> None:
         pipe = self.pipe()

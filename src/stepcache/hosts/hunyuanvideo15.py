@@ -14,6 +14,7 @@ from typing import Any
 from stepcache.cache import Policy, StepCache
 from stepcache.hosts.patching import BlockStack, Entrance, Method, Patches
 from stepcache.plan import Trajectory
+from stepcache.sampler import response
 
 MODEL = "hunyuanvideo-1.5"
 
@@ -40,6 +41,7 @@ class CacheHelper:
             shift=scheduler.config.get("shift"),
             guidance=float(pipe.guidance_scale),
             timesteps=tuple(float(t) for t in scheduler.timesteps.tolist()),
+            response=lambda: response(scheduler),
         )
         try:
             self.cache.begin(run)

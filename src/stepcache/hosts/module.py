@@ -22,6 +22,7 @@ from stepcache.cache import Policy, RunSummary, StepCache
 from stepcache.hosts.patching import BlockStack, Entrance, Method, Patches, inside
 from stepcache.plan import Plan, Trajectory
 from stepcache.policies.fixed import as_policy
+from stepcache.sampler import response
 
 
 class Attached:
@@ -61,6 +62,7 @@ def attach(
     blocks: list[torch.nn.Module] | None = None,
     streams: tuple[str, ...] = ("x",),
     model: str | None = None,
+    scheduler: Any = None,
     cache_device: torch.device | str | None = None,
     group: dist.ProcessGroup | None = None,
 ) -> Attached:
@@ -80,6 +82,8 @@ def attach(
         blocks: the block list, for boundary "blocks".
         streams: names of the arguments that a block takes and returns, the first of them the tokens.
         model: name under which published figures are looked up and plans are checked.
+        scheduler: the sampler that steps with the outputs (a diffusers scheduler, or one with its `timesteps` and
+            `step`); its timesteps must be set when the loop begins. Known, plans may look back (`Plan.hindsight`).
         cache_device: where cached tensors live between steps; default: where they are made.
         group: process group of the ranks that work on one trajectory together.
 
@@ -96,7 +100,7 @@ def attach(
     cache, patches = StepCache(policy, cache_device=cache_device, group=group), Patches()
     if cache.boundary == "blocks" and not blocks:
         raise ValueError("boundary blocks needs the block list: attach(..., blocks=list(module.blocks)).")
-    run = Trajectory(num_steps, model)
+    run = Trajectory(num_steps, model, response=None if scheduler is None else lambda: response(scheduler))
     cache.begin(run)
     stack = BlockStack(cache, blocks, patches, streams) if blocks and cache.boundary == "blocks" else None
     entrance, clock = Entrance(cache, stack), _Clock()

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from stepcache.cache import Policy, StepCache
 from stepcache.hosts.patching import BlockStack, Entrance, Patches
 from stepcache.plan import Trajectory
+from stepcache.sampler import response
 
 FACTORIES = ("WanT2V", "WanI2V", "WanFLF2V", "WanVace")
 SAMPLERS = ("FlowUniPCMultistepScheduler", "FlowDPMSolverMultistepScheduler")
@@ -34,16 +35,21 @@ def installed(
     `on_sampler` is shown the sampler that upstream makes for a run.
     """
     caches: list[StepCache] = []
+    made: list[Any] = []  # the sampler of the run
     patches = Patches()
+
+    def see(sampler: Any) -> None:
+        made[:] = [sampler]
+        if on_sampler is not None:
+            on_sampler(sampler)
 
     def factory(original: Callable[..., Any]) -> Callable[..., Any]:
         def create(*args: Any, **kwargs: Any) -> Any:
             pipe = original(*args, **kwargs)
             cache = StepCache(policy, group=dist.group.WORLD if _ranks() > 1 else None)
             caches.append(cache)
-            patches.set(pipe, "generate", lambda generate: _generate(generate, pipe, cache, model))
-            if on_sampler is not None:
-                _show_samplers(sys.modules[type(pipe).__module__], on_sampler, patches)
+            patches.set(pipe, "generate", lambda generate: _generate(generate, pipe, cache, model, made))
+            _show_samplers(sys.modules[type(pipe).__module__], see, patches)
             return pipe
 
         return create
@@ -78,12 +84,16 @@ def _ranks() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def _generate(original: Callable[..., Any], pipe: Any, cache: StepCache, model: str | None) -> Callable[..., Any]:
+def _generate(
+    original: Callable[..., Any], pipe: Any, cache: StepCache, model: str | None, made: list[Any]
+) -> Callable[..., Any]:
     def generate(*args: Any, **kwargs: Any) -> Any:
         call = inspect.signature(original).bind(*args, **kwargs)
         call.apply_defaults()
         steps, shift, guidance = (call.arguments[n] for n in ("sampling_steps", "shift", "guide_scale"))
-        cache.begin(Trajectory(int(steps), model, float(shift), float(guidance)))
+        made.clear()
+        run = Trajectory(int(steps), model, float(shift), float(guidance), response=lambda: response(made[-1]))
+        cache.begin(run)
         patches = Patches()
         try:
             _install(pipe.model, cache, patches)

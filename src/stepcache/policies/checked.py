@@ -49,10 +49,8 @@ class Checked:
         return self._scheduled(num_steps, model).checked(self.check)
 
     def begin(self, run: Trajectory) -> Decider:
-        """Schedule and weights for the run's step count, and shares in hindsight for its timesteps."""
-        plan = self._scheduled(run.num_steps, run.model)
-        plan = replace(plan, boundary=run.boundary, timesteps=run.timesteps, scheduler=run.scheduler)
-        return FollowPlan(plan.checked(self.check))
+        """Schedule and weights for the run's step count."""
+        return FollowPlan(replace(self.plan(run.num_steps, run.model), boundary=run.boundary))
 
     def _scheduled(self, num_steps: int, model: str | None) -> Plan:
         if self.schedule == "published":

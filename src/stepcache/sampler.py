@@ -1,0 +1,62 @@
+"""The linear response of a sampler: every latent of a run as a sum of the first one and the model's outputs.
+
+Euler, UniPC, DPM++ and most other samplers without noise are linear in the outputs v_s (with guidance: the guided
+ones): x_k = a_k x_0 + sum over s < k of R[k, s] v_s. The numbers come from pushing unit vectors through a copy of the
+scheduler itself, so they are exact for whatever order, corrector and noise levels it was set to.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+
+
+def response(scheduler: Any) -> torch.Tensor:
+    """Push unit vectors through a copy of a scheduler.
+
+    Args:
+        scheduler: with its timesteps set; it is not changed.
+
+    Returns:
+        float64 (S + 1, S + 1): row k is the latent before step k over (x_0, v_0, ..., v_(S-1)); the last row is the
+        final latent's.
+
+    Raises:
+        ValueError: the sampler is not linear in the outputs alone: it adds noise, or clips.
+    """
+    once, tripled = (_push(scheduler, scale) for scale in (1.0, 3.0))
+    if not torch.allclose(3 * once, tripled, rtol=1e-4, atol=1e-6):  # noise is not the same twice, clipping not linear
+        raise ValueError(
+            f"{type(scheduler).__name__} is not linear in the model's outputs (it adds noise or clips at every step), "
+            "so no error of a plan can be foreseen from its runs; calibrate with a deterministic sampler."
+        )
+    return once
+
+
+def _push(scheduler: Any, scale: float) -> torch.Tensor:
+    steps = len(scheduler.timesteps)
+    sampler = copy.deepcopy(scheduler)
+    x = torch.zeros(steps + 1, 1, 1, 1, dtype=torch.float64)  # "sample" 0 carries x_0, the others one output each
+    x[0] = scale
+    rows = [x.flatten().clone()]
+    for k, t in enumerate(sampler.timesteps):
+        output = torch.zeros_like(x)
+        output[k + 1] = scale
+        x = sampler.step(output, t, x, return_dict=False)[0].double()
+        rows.append(x.flatten().clone())
+    return torch.stack(rows)
+
+
+def noise_levels(answers: torch.Tensor) -> list[float] | None:
+    """Noise levels sigma_0..sigma_S of a flow-matching run, in [0, 1], read off its response; `None` for other runs.
+
+    An output that stays the same moves a latent of flow matching by the difference of the noise levels, and the last
+    level is 0: sigma_k = sum_s R[k, s] - sum_s R[S, s]. Other parametrisations shrink x_0 on the way.
+    """
+    if not torch.allclose(answers[:, 0], torch.ones_like(answers[:, 0]), atol=1e-3):
+        return None
+    moved = answers[:, 1:].sum(1)
+    levels = (moved - moved[-1]).tolist()
+    return levels if all(-1e-6 <= b <= a + 1e-6 for a, b in zip([1.001, *levels], levels, strict=False)) else None
