@@ -345,15 +345,25 @@ class StepCache:
         decider.observe(call, narrow(x, self.own), narrow(output, self.own), kept)
         branch.dtype = output.dtype
         branch.computed.append(call.step)
+        expected = self._expected(call, branch, decider.weights(call.step), output.device)
         if self._check is not None and feature is not None and call.planned:
             branch.increment = self._compare(branch, decider.weights(call.step), feature.to(output.device))
         if feature is not None:
             branch.kept[:] = [_Kept(feature, call.step, _version(feature)), *branch.kept][: decider.history]
         elif call.last:
             branch.kept.clear()
-        output = self._hand_on(call, output)
+        output = self._hand_on(call, output, expected)
         self._weigh(decider)
         return output
+
+    def _expected(
+        self, call: Call, branch: _Branch, weights: tuple[float, ...], device: torch.device
+    ) -> torch.Tensor | None:
+        """What would have been predicted of a computed step, where the plan looks back and it is known."""
+        if self._back is None or not call.planned or self._lacking(branch, len(weights), before=True):
+            return None
+        believed = self._believed(branch, weights, device)
+        return None if believed is None else _float(branch.features[0].to(device)) + believed
 
     def _look_back(self, x: torch.Tensor) -> None:
         """A step's first call: begin to look back if the plan does, or learn from where the sampler went."""
@@ -373,16 +383,17 @@ class StepCache:
                 self._not_back = str(error)
         elif self._step == 1 and self._back is not None and self._start is not None:
             start, self._start = narrow(self._start, self.own), None
-            self._not_back = self._back.moved(narrow(x, self.own), start, self.grid)
+            self._not_back = self._back.moved(narrow(x, self.own), start, self.grid, self.batched)
         if self._not_back:
             self._back = None
 
-    def _hand_on(self, call: Call, output: torch.Tensor) -> torch.Tensor:
+    def _hand_on(self, call: Call, output: torch.Tensor, expected: torch.Tensor | None = None) -> torch.Tensor:
         """The branch's output with what is put right of earlier ones."""
         if self._back is None or self._decider is None:
             return output
+        weights = self._decider.weights(call.step)
         try:
-            output = self._back.hand_on(call.step, call.branch, output, call.compute, self._decider.weights(call.step))
+            output = self._back.hand_on(call.step, call.branch, output, call.compute, weights, expected)
         except KeyError:
             self._back, self._not_back = None, "its branches changed within the run"
         if self._check is not None and self._plan is not None and call.compute:

@@ -85,11 +85,13 @@ class Hindsight:
     """How a plan puts right what its predictions missed, once the next computed step shows it (see `hindsight`).
 
     The guided output follows the latent: a band of frequencies of it changes by feedback * (guidance scale - 1) /
-    (1 - sigma) times the change of the latent there, sigma being the noise level of flow matching.
+    (1 - sigma) times the change of the latent there, sigma being the noise level of flow matching. A band that the
+    noise has left has a feedback of 1: the unconditional branch then takes x / (1 - sigma) for the clip, so its output
+    (x - clip) / sigma answers with -1 / (1 - sigma), and guidance multiplies that by 1 - scale.
 
     Args:
-        feedback: one number a band and one for what the bands leave, coarse first, 0 or more. The default was measured
-            on the embedded model (docs/planning.md); 1 is what a band without any noise left would have.
+        feedback: one number a band and one for what the bands leave, coarse first, 0 or more; what a run begins with
+            before it finds its own (`hindsight.Ledger`).
         bands: edges of the mean filters, in latent pixels, as of `Check`.
         knee: 1 - sigma below which the feedback falls in proportion to it, above 0.
         floor: least gain of the self-check where the feedback is known, in [0, 1]; less in wide gaps
@@ -99,7 +101,7 @@ class Hindsight:
         ValueError: if any of this does not hold.
     """
 
-    feedback: tuple[float, ...] = (0.7, 0.35)
+    feedback: tuple[float, ...] = (1.0, 0.7)
     bands: tuple[int, ...] = (5,)
     knee: float = 0.12
     floor: float = 0.5

@@ -111,6 +111,8 @@ def step_errors(calibration: Calibration, plan: Plan) -> np.ndarray:
 def plan_error(calibration: Calibration, plan: Plan) -> np.ndarray:
     """(runs,): error of the final latent over its norm, open loop, cross terms and guidance included, no check.
 
+    Of a plan that looks back it is the error of interpolating its gaps: what was missed before is put right.
+
     Raises:
         ValueError: the plan is of another step count.
     """
@@ -120,10 +122,11 @@ def plan_error(calibration: Calibration, plan: Plan) -> np.ndarray:
 
 
 def final_error(calibration: Calibration, plan: Plan) -> np.ndarray:
-    """(R,): the plan's open-loop error in the final latent over the Gram matrix's vectors."""
+    """(R,): the plan's open-loop error in the final latent over the Gram matrix's vectors (see `plan_error`)."""
     total: dict[int, float] = {}
     for step, weights in _reused(plan):
-        for row, value in _missed(plan, step, weights).items():
+        missed = _missed_in_hindsight(plan, step) if plan.hindsight else None
+        for row, value in (missed or _missed(plan, step, weights)).items():
             total[row] = total.get(row, 0.0) + float(calibration.influence[step]) * value
     return _shares(calibration, total)
 
@@ -137,6 +140,15 @@ def _missed(plan: Plan, step: int, weights: tuple[float, ...]) -> dict[int, floa
     """Step -> weight: predicted minus true output of a reused step."""
     sources = [k for k in plan.computed if k < step][::-1][: len(weights)]
     return {**dict(zip(sources, weights, strict=True)), step: -1.0}
+
+
+def _missed_in_hindsight(plan: Plan, step: int) -> dict[int, float] | None:
+    """The same once the gap is put right: interpolated between its ends; `None` after the last computed step."""
+    last, ahead = max(k for k in plan.computed if k < step), [k for k in plan.computed if k > step]
+    if not ahead:
+        return None
+    along = (step - last) / (ahead[0] - last)
+    return {last: 1 - along, ahead[0]: along, step: -1.0}
 
 
 def _shares(calibration: Calibration, by_step: dict[int, float]) -> np.ndarray:
