@@ -352,7 +352,7 @@ class StepCache:
             branch.kept[:] = [_Kept(feature, call.step, _version(feature)), *branch.kept][: decider.history]
         elif call.last:
             branch.kept.clear()
-        output = self._hand_on(call, output, expected)
+        output = self._hand_on(call, output, decider.weights(call.step), expected)
         self._weigh(decider)
         return output
 
@@ -387,11 +387,12 @@ class StepCache:
         if self._not_back:
             self._back = None
 
-    def _hand_on(self, call: Call, output: torch.Tensor, expected: torch.Tensor | None = None) -> torch.Tensor:
+    def _hand_on(
+        self, call: Call, output: torch.Tensor, weights: tuple[float, ...], expected: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """The branch's output with what is put right of earlier ones."""
-        if self._back is None or self._decider is None:
+        if self._back is None:
             return output
-        weights = self._decider.weights(call.step)
         try:
             output = self._back.hand_on(call.step, call.branch, output, call.compute, weights, expected)
         except KeyError:
@@ -417,7 +418,7 @@ class StepCache:
         output = branch.features[0].to(x.device, non_blocking=True)
         if self._check is not None:
             believed = self._believed(branch, weights, x.device)
-            output = output if believed is None else _float(output) + believed
+            output, weights = (output, (1.0,)) if believed is None else (_float(output) + believed, weights)
         elif weights != (1.0,):
             output = _combine(branch, weights, x.device)
         if self._relative(decider):
@@ -425,7 +426,7 @@ class StepCache:
         branch.reused.append(call.step)
         if call.last:
             branch.kept.clear()
-        output = self._hand_on(call, output).to(branch.dtype)
+        output = self._hand_on(call, output, weights).to(branch.dtype)
         self._weigh(decider)
         return output
 
