@@ -112,11 +112,13 @@ class Hindsight:
     """How a plan puts right what its predictions missed, once the next computed step shows it (see `hindsight`).
 
     The guided output follows the latent: a band of frequencies of it changes by feedback * (guidance scale - 1) /
-    (1 - sigma) times the change of the latent there, sigma being the noise level of flow matching.
+    (1 - sigma) times the change of the latent there, sigma being the noise level of flow matching. A band that the
+    noise has left has a feedback of 1: the unconditional branch then takes x / (1 - sigma) for the clip, so its output
+    (x - clip) / sigma answers with -1 / (1 - sigma), and guidance multiplies that by 1 - scale.
 
     Args:
-        feedback: one number a band and one for what the bands leave, coarse first, 0 or more. The default was measured
-            on the embedded model (docs/planning.md); 1 is what a band without any noise left would have.
+        feedback: one number a band and one for what the bands leave, coarse first, 0 or more; what a run begins with
+            before it finds its own (`hindsight.Ledger`).
         bands: edges of the mean filters, in latent pixels, as of `Check`.
         knee: 1 - sigma below which the feedback falls in proportion to it, above 0.
         floor: least gain of the self-check where the feedback is known, in [0, 1]; less in wide gaps
@@ -126,7 +128,7 @@ class Hindsight:
         ValueError: if any of this does not hold.
     """
 
-    feedback: tuple[float, ...] = (0.7, 0.35)
+    feedback: tuple[float, ...] = (1.0, 0.7)
     bands: tuple[int, ...] = (5,)
     knee: float = 0.12
     floor: float = 0.5
@@ -634,11 +636,16 @@ def _mean(x: torch.Tensor, edge: int, grid: tuple[int, int] | None) -> torch.Ten
 # Output k itself was computed at the old latent. Guidance makes the output follow the latent, the more so the lower
 # the frequency: it was as if evaluated at the new latent once `feedback` times the latent's move is added. Without that,
 # wide gaps make multistep samplers swing; with it the rule is that of an implicit (trapezoidal) integrator, and stable.
+# Prompts differ in their feedback several times over. But whether what was added came true shows at the next computed
+# step: its prediction with the addition is compared with the one without, and the feedback goes on by the factor that
+# would have been right, for every sample and band (`Ledger._learn`). No evaluation is spent on any of this.
 
 SHORT = 3
 """Steps of a gap up to which all of it is put right where the feedback is not known; longer ones (SHORT / gap)^2."""
 WIDE = 0.1
 """Share of the run up to which a gap may be extrapolated with the full floor; in wider ones it falls with 1 / gap."""
+LEAST, MOST, AVERAGE = 0.3, 2.0, 0.5
+"""Bounds of the factor on the feedback that a run finds right, and the share of the last one in the new."""
 SETTLED = 1e-5
 """Relative change of a response below which it counts as constant."""
 
@@ -663,6 +670,7 @@ class Ledger:
         settings: of the plan.
         strength: guidance scale - 1, what the feedback is in proportion to; 0 where there is no guidance.
         grid: height and width of a latent that comes as tokens (batch, frames * height * width, channels).
+        batched: the first dimension counts samples; else all is one sample.
         device: where tensors are held between steps; default: where they were made.
 
     Raises:
@@ -675,6 +683,7 @@ class Ledger:
         settings: Hindsight,
         strength: float = 0.0,
         grid: tuple[int, int] | None = None,
+        batched: bool = True,
         device: torch.device | None = None,
     ) -> None:
         moves = answers[1:, 1:].double().cpu()
@@ -687,6 +696,8 @@ class Ledger:
         self._moves: list[list[float]] = moves.tolist()
         self._levels = noise_levels(answers.double().cpu())
         self._settings, self._strength, self._grid, self._device = settings, strength, grid, device
+        self._batched = batched
+        self._factors: list[torch.Tensor] = []  # one a band: what the run found of the feedback
         self._nodes: list[_Node] = []
         self._gap: list[tuple[int, torch.Tensor]] = []
         self._owed: dict[int, torch.Tensor] = {}
@@ -706,13 +717,19 @@ class Ledger:
 
     def reused(self, step: int, predicted: torch.Tensor, weights: tuple[float, ...]) -> torch.Tensor | None:
         """A reused step, predicted with `weights` over the last computed outputs, newest first; float32."""
-        shifts = [(w, node.shift) for w, node in zip(weights, self._nodes, strict=False) if node.shift is not None]
-        shift = _sum([w * s.to(predicted.device) for w, s in shifts])
+        shift = self._shifted(weights, predicted.device)
         self._gap.append((step, self._held(predicted if shift is None else predicted + shift)))
         return _sum([shift, self._due(step, predicted.device)])
 
-    def computed(self, step: int, output: torch.Tensor) -> torch.Tensor | None:
-        """A computed step; the gap before it is put right. Float32."""
+    def computed(
+        self, step: int, output: torch.Tensor, expected: torch.Tensor | None = None, weights: tuple[float, ...] = (1.0,)
+    ) -> torch.Tensor | None:
+        """A computed step; the gap before it is put right. Float32.
+
+        `expected` is what would have been predicted there with `weights`; the factors on the feedback learn from it.
+        """
+        if expected is not None and self.follows:
+            self._learn(output - expected, self._shifted(weights, output.device))
         shift = self._put_right(step, output) if self._gap and self._nodes else None
         truth = output if shift is None else output + shift
         self._nodes = [
@@ -750,8 +767,28 @@ class Ledger:
         clean = 1 - self._levels[step]
         rate = self._strength * min(clean / self._settings.knee, 1.0) / max(clean, 1e-3)
         parts = split_bands(moved, self._settings.bands, self._grid)
-        feedback = [f * rate for f in self._settings.feedback[-len(parts) :]]  # of one band only: the finest's
-        return _sum([f / max(1 - f * reach, 1.0) * part for f, part in zip(feedback, parts, strict=True)])
+        self._factors = self._factors or [torch.ones((), device=moved.device) for _ in parts]
+        known = zip(self._factors, self._settings.feedback[-len(parts) :], parts, strict=True)  # one band: the finest
+        feedback = [(rate * f * factor, part) for factor, f, part in known]
+        return _sum([f / (1 - f * reach).clamp_min(1.0) * part for f, part in feedback])
+
+    def _learn(self, missed: torch.Tensor, shift: torch.Tensor | None) -> None:
+        """Was what the feedback added to the prediction too much or too little? `missed` leaves it out altogether."""
+        if shift is None or not self._factors:
+            return
+        over = list(range(1 if self._batched else 0, missed.ndim))
+        edges, grid = self._settings.bands, self._grid
+        bands = zip(split_bands(missed, edges, grid), split_bands(shift, edges, grid), strict=True)
+        for i, (needed, given) in enumerate(bands):
+            size = given.square().sum(over, keepdim=True)
+            found = self._factors[i] * (needed * given).sum(over, keepdim=True) / size
+            mixed = AVERAGE * self._factors[i] + (1 - AVERAGE) * found.clamp(LEAST, MOST)
+            self._factors[i] = torch.where(size > 0, mixed, self._factors[i]).nan_to_num(1.0)
+
+    def _shifted(self, weights: tuple[float, ...], device: torch.device) -> torch.Tensor | None:
+        """What the feedback of the last computed steps adds to a prediction with `weights` over them."""
+        shifts = [(w, node.shift) for w, node in zip(weights, self._nodes, strict=False) if node.shift is not None]
+        return _sum([w * s.to(device) for w, s in shifts])
 
     def _owe(self, step: int, amount: torch.Tensor) -> None:
         held = self._owed.get(step)
@@ -774,6 +811,15 @@ class Ledger:
         return x if self._device is None else x.to(self._device, non_blocking=True)
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """What came of one branch in the present step; float32."""
+
+    output: torch.Tensor
+    computed: bool
+    expected: torch.Tensor | None
+
+
 class LookBack:
     """Finds what the sampler makes of a run's branches, and keeps their ledger.
 
@@ -788,8 +834,8 @@ class LookBack:
         self._firsts: dict[str, torch.Tensor] = {}
         self._ledger: Ledger | None = None
         self._halves = False
-        self._seen: dict[str, torch.Tensor] = {}
-        self._all_computed, self._step = True, 0
+        self._seen: dict[str, _Seen] = {}
+        self._step = 0
 
     @property
     def tensors(self) -> list[torch.Tensor]:
@@ -802,7 +848,7 @@ class LookBack:
             return 0.0
         return self.settings.floor * min(1.0, WIDE * (len(self._answers) - 1) / gap)
 
-    def moved(self, x: torch.Tensor, start: torch.Tensor, grid: tuple[int, int] | None) -> str:
+    def moved(self, x: torch.Tensor, start: torch.Tensor, grid: tuple[int, int] | None, batched: bool = True) -> str:
         """The latents of steps 1 and 0, in the outputs' shape; an empty sentence, or why there is no looking back."""
         names = list(self._firsts)
         outputs = [self._firsts[n].float() for n in names]
@@ -820,7 +866,7 @@ class LookBack:
         self.shares = dict(zip(names, shares, strict=True))
         try:
             strength = -sum(min(share, 0.0) for share in shares)
-            self._ledger = Ledger(self._answers, self.settings, strength, grid, self._device)
+            self._ledger = Ledger(self._answers, self.settings, strength, grid, batched, self._device)
         except ValueError as error:
             return str(error)
         self._ledger.computed(0, _mixed(outputs, shares))
@@ -828,45 +874,65 @@ class LookBack:
         return ""
 
     def hand_on(
-        self, step: int, branch: str, output: torch.Tensor, computed: bool, weights: tuple[float, ...]
+        self,
+        step: int,
+        branch: str,
+        output: torch.Tensor,
+        computed: bool,
+        weights: tuple[float, ...],
+        expected: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The output of a branch as it goes to the sampler, in its own dtype.
+
+        Args:
+            step: of the run.
+            branch: its name.
+            output: what came of the call, or was predicted.
+            computed: whether it was evaluated.
+            weights: of the prediction over the last computed outputs.
+            expected: of a computed step, what would have been predicted.
 
         Raises:
             KeyError: a branch that step 0 had not, or not in that order, or one of those is missing.
         """
-        if self._ledger is None:
+        ledger = self._ledger
+        if ledger is None:
             self._firsts[branch] = output.detach()
             return output
-        value = output.detach().float()
-        if self._halves:
-            half = len(value) // 2
-            parts, shares = [value[:half], value[half:]], list(self.shares.values())
-            due = self._booked(self._ledger, step, _mixed(parts, shares), computed, weights)
-            return output if due is None else (value + torch.cat([due, due]) / sum(shares)).to(output.dtype)
-        share = self.shares[branch]
         if self._seen and step != self._step:
             raise KeyError(branch)
         self._step = step
-        self._all_computed = computed and (self._all_computed or not self._seen)
-        self._seen[branch] = value
-        if branch != list(self.shares)[-1]:
+        value = output.detach().float()
+        for name, part, wanted in zip(*self._parts(branch, value, expected), strict=True):
+            self._seen[name] = _Seen(part, computed, wanted)
+        if list(self._seen)[-1] != list(self.shares)[-1]:
             return output
-        parts = [self._seen[name] for name in self.shares]
-        self._seen = {}
-        due = self._booked(self._ledger, step, _mixed(parts, list(self.shares.values())), self._all_computed, weights)
-        return output if due is None else (value + due / share).to(output.dtype)
+        seen, self._seen = [self._seen[name] for name in self.shares], {}
+        shares = list(self.shares.values())
+        guided = _mixed([s.output for s in seen], shares)
+        if all(s.computed for s in seen):
+            wanting = [s.expected for s in seen if s.expected is not None]
+            due = ledger.computed(step, guided, _mixed(wanting, shares) if len(wanting) == len(seen) else None, weights)
+        else:
+            due = ledger.reused(step, guided, weights)
+        if due is None:
+            return output
+        added = torch.cat([due, due]) / sum(shares) if self._halves else due / shares[-1]
+        return (value + added).to(output.dtype)
+
+    def _parts(
+        self, branch: str, value: torch.Tensor, expected: torch.Tensor | None
+    ) -> tuple[list[str], list[torch.Tensor], list[torch.Tensor | None]]:
+        """The branches in a call: their names, outputs, and what was expected of them."""
+        if not self._halves:
+            return [branch], [value], [expected]
+        wanted: list[torch.Tensor | None] = [None, None] if expected is None else list(expected.chunk(2))
+        return list(self.shares), list(value.chunk(2)), wanted
 
     def interrupted(self) -> None:
         """Another transformer takes over."""
         if self._ledger is not None:
             self._ledger.interrupted()
-
-    @staticmethod
-    def _booked(
-        ledger: Ledger, step: int, value: torch.Tensor, computed: bool, weights: tuple[float, ...]
-    ) -> torch.Tensor | None:
-        return ledger.computed(step, value) if computed else ledger.reused(step, value, weights)
 
 
 def _fitted(outputs: list[torch.Tensor], move: torch.Tensor) -> list[float] | None:
@@ -1224,15 +1290,25 @@ class StepCache:
         decider.observe(call, narrow(x, self.own), narrow(output, self.own), kept)
         branch.dtype = output.dtype
         branch.computed.append(call.step)
+        expected = self._expected(call, branch, decider.weights(call.step), output.device)
         if self._check is not None and feature is not None and call.planned:
             branch.increment = self._compare(branch, decider.weights(call.step), feature.to(output.device))
         if feature is not None:
             branch.kept[:] = [_Kept(feature, call.step, _version(feature)), *branch.kept][: decider.history]
         elif call.last:
             branch.kept.clear()
-        output = self._hand_on(call, output)
+        output = self._hand_on(call, output, decider.weights(call.step), expected)
         self._weigh(decider)
         return output
+
+    def _expected(
+        self, call: Call, branch: _Branch, weights: tuple[float, ...], device: torch.device
+    ) -> torch.Tensor | None:
+        """What would have been predicted of a computed step, where the plan looks back and it is known."""
+        if self._back is None or not call.planned or self._lacking(branch, len(weights), before=True):
+            return None
+        believed = self._believed(branch, weights, device)
+        return None if believed is None else _float(branch.features[0].to(device)) + believed
 
     def _look_back(self, x: torch.Tensor) -> None:
         """A step's first call: begin to look back if the plan does, or learn from where the sampler went."""
@@ -1252,16 +1328,18 @@ class StepCache:
                 self._not_back = str(error)
         elif self._step == 1 and self._back is not None and self._start is not None:
             start, self._start = narrow(self._start, self.own), None
-            self._not_back = self._back.moved(narrow(x, self.own), start, self.grid)
+            self._not_back = self._back.moved(narrow(x, self.own), start, self.grid, self.batched)
         if self._not_back:
             self._back = None
 
-    def _hand_on(self, call: Call, output: torch.Tensor) -> torch.Tensor:
+    def _hand_on(
+        self, call: Call, output: torch.Tensor, weights: tuple[float, ...], expected: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """The branch's output with what is put right of earlier ones."""
-        if self._back is None or self._decider is None:
+        if self._back is None:
             return output
         try:
-            output = self._back.hand_on(call.step, call.branch, output, call.compute, self._decider.weights(call.step))
+            output = self._back.hand_on(call.step, call.branch, output, call.compute, weights, expected)
         except KeyError:
             self._back, self._not_back = None, "its branches changed within the run"
         if self._check is not None and self._plan is not None and call.compute:
@@ -1285,7 +1363,7 @@ class StepCache:
         output = branch.features[0].to(x.device, non_blocking=True)
         if self._check is not None:
             believed = self._believed(branch, weights, x.device)
-            output = output if believed is None else _float(output) + believed
+            output, weights = (output, (1.0,)) if believed is None else (_float(output) + believed, weights)
         elif weights != (1.0,):
             output = _combine(branch, weights, x.device)
         if self._relative(decider):
@@ -1293,7 +1371,7 @@ class StepCache:
         branch.reused.append(call.step)
         if call.last:
             branch.kept.clear()
-        output = self._hand_on(call, output).to(branch.dtype)
+        output = self._hand_on(call, output, weights).to(branch.dtype)
         self._weigh(decider)
         return output
 

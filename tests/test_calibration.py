@@ -139,6 +139,11 @@ def test_a_plan_s_open_loop_error_is_what_the_tensors_say(calibrated):
             )
             error += calibration.influence[s] * missed
         expected = float(error.norm() / latents[-1].double().norm())
+        assert plan_error(calibration, replace(plan, hindsight=None))[r] == pytest.approx(expected, rel=1e-4)
+        error = torch.zeros_like(guided[0])  # and once the gaps are interpolated between their ends
+        for s, (a, b) in {1: (0, 2), 3: (2, 5), 4: (2, 5), 6: (5, 9), 7: (5, 9), 8: (5, 9)}.items():
+            error += calibration.influence[s] * (torch.lerp(guided[a], guided[b], (s - a) / (b - a)) - guided[s])
+        expected = float(error.norm() / latents[-1].double().norm())
         assert plan_error(calibration, plan)[r] == pytest.approx(expected, rel=1e-4)
     assert plan_error(calibration, Plan(STEPS, tuple(range(STEPS)))).max() == 0
 
@@ -194,6 +199,11 @@ def test_gap_costs_are_the_errors_of_single_gaps(calibrated):
     for k2, k1, j in ((0, 2, 5), (3, 4, 8), (1, 4, 6), (2, 3, 4)):
         assert costs[k1, k1 - k2, j - k1] == pytest.approx(alone((k1, j), k2), rel=1e-6, abs=1e-12)
     assert np.isinf(costs[8, 1, 2]), "no jump leads beyond the last step"
+
+    scheduler = tiny_pipe().scheduler
+    scheduler.set_timesteps(STEPS)
+    early = scheduler.sigmas[:STEPS].sqrt().numpy()
+    np.testing.assert_allclose(gap_costs(calibration, longest=4)[1], gap_costs(calibration, early, longest=4)[1], 1e-4)
 
 
 def test_planned_schedules(calibrated):

@@ -87,9 +87,9 @@ def test_invalid_fields():
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{}", '{"schema": "stepcache.plan", "version": 99}', '{"schema": "stepcache.plan", "version": 1}',
-     '{"schema": "stepcache.plan", "version": 1, "num_steps": 5, "computed": [0], "colour": 1}',
-     '{"schema": "stepcache.plan", "version": 1, "num_steps": 5, "computed": 3}'],
+    ["", "[]", "{}", '{"schema": "stepcache.plan", "version": 1}', '{"schema": "stepcache.plan", "version": 2}',
+     '{"schema": "stepcache.plan", "version": 2, "num_steps": 5, "computed": [0], "colour": 1}',
+     '{"schema": "stepcache.plan", "version": 2, "num_steps": 5, "computed": 3}'],
 )  # fmt: skip
 def test_files_that_are_no_plans(text, tmp_path):
     path = tmp_path / "plan.json"
