@@ -76,7 +76,9 @@ def test_a_plan_and_checked_prediction(clone, tmp_path):
     Plan(50, (0, 3, 9, 20, 35, 49), "mine").checked().save(tmp_path / "p.json")
     done = record(clone, *CACHED, "--plan", tmp_path / "p.json")
     assert done["executions"] == [6] * 4
-    assert "computed 10 of 50 steps" in run(clone, *CACHED, "--lemica_step", 10, "--lemica_predict", "checked").stdout
+    said = run(clone, *CACHED, "--lemica_step", 10, "--lemica_predict", "checked").stdout
+    assert "computed 10 of 50 steps" in said
+    assert "not put right" not in said, "it looks back"
     refused = run(clone, *CACHED, "--plan", tmp_path / "p.json", "--lemica_step", 10, check=False)
     assert refused.returncode == 2
     assert "exclude each other" in refused.stderr

@@ -106,7 +106,9 @@ def test_a_plan_and_checked_prediction(place, model):
     Plan(50, (0, 3, 9, 20, 35, 49), "mine").checked().save(place / "p.json")
     assert computed(run(place, model, "--plan", "p.json").stdout) == (0, 3, 9, 20, 35, 49)
     flags = ("--cache", "fast", "--table", "qwen-image", "--lemica_predict", "checked")
-    assert computed(run(place, model, *flags).stdout) == SCHEDULES["qwen-image"][1][10]
+    said = run(place, model, *flags).stdout
+    assert computed(said) == SCHEDULES["qwen-image"][1][10]
+    assert "not put right" not in said, "it looks back"
     refused = run(place, model, "--plan", "p.json", "--cache", "fast", check=False)
     assert refused.returncode == 2
     assert "exclude each other" in refused.stderr

@@ -49,12 +49,31 @@ class Transformer(torch.nn.Module):
         return self.out(img).transpose(1, 2).reshape(img.shape[0], 2, *hidden_states.shape[2:]), None
 
 
+class Scheduler:
+    """Euler's, as upstream's own: it finds its place in the run at the first step."""
+
+    def __init__(self) -> None:
+        self.config = {"shift": 5.0}
+        self.timesteps = None
+
+    def set_timesteps(self, steps):
+        self.sigmas, self.step_index = torch.linspace(1, 0, steps + 1), None
+        self.timesteps = 1000 * self.sigmas[:-1]
+
+    def step(self, model_output, timestep, sample, generator=None, return_dict=True):
+        if self.step_index is None:
+            self.step_index = int((self.timesteps == timestep).nonzero()[0])
+        move = self.sigmas[self.step_index + 1] - self.sigmas[self.step_index]
+        self.step_index += 1
+        return (sample.float() + move * model_output.float(),)
+
+
 class HunyuanVideo_1_5_Pipeline:
     transformer_seed = 0
 
     def __init__(self) -> None:
         self.transformer = Transformer(self.transformer_seed).eval()
-        self.scheduler = SimpleNamespace(timesteps=None, config={"shift": 5.0})
+        self.scheduler = Scheduler()
         self.guidance_scale = 6.0
         self.log = []
 
@@ -82,8 +101,7 @@ class HunyuanVideo_1_5_Pipeline:
     @torch.no_grad()
     def __call__(self, num_inference_steps=None, seed=0):
         steps = num_inference_steps or STEPS
-        sigmas = torch.linspace(1, 0, steps + 1)
-        self.scheduler.timesteps = 1000 * sigmas[:-1]
+        self.scheduler.set_timesteps(steps)
         latents = torch.randn(1, 2, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
         cond = torch.zeros(1, 3, 3, 4, 4)
         text = torch.randn(2, 6, 8, generator=torch.Generator().manual_seed(9))
@@ -96,7 +114,7 @@ class HunyuanVideo_1_5_Pipeline:
             both = torch.cat([torch.cat([latents, cond], 1)] * 2)
             uncond, prompt = self.transformer(both, t.repeat(2), text, return_dict=False)[0].chunk(2)
             v = uncond + self.guidance_scale * (prompt - uncond)
-            latents = latents + (sigmas[i + 1] - sigmas[i]) * v
+            latents = self.scheduler.step(v, t, latents, return_dict=False)[0]
         result = SimpleNamespace(videos=latents)
         if hasattr(self, "sr_pipeline"):
             result.sr_videos = self.sr_pipeline(num_inference_steps=8, seed=seed).videos
