@@ -806,11 +806,11 @@ class Ledger:
             self._owe(step, -due)
         for s in [s for s in self._owed if self._settles[s] <= step + 1]:  # later latents answer to it all alike
             part = self._moves[-1][s] * self._owed.pop(s)
-            self._settled = part if self._settled is None else self._settled.add_(part)
+            self._settled = part if self._settled is None else self._settled + part
         return due
 
     def _held(self, x: torch.Tensor) -> torch.Tensor:
-        return x if self._device is None else x.to(self._device, non_blocking=True)
+        return x if self._device is None else x.to(self._device)
 
 
 @dataclass(frozen=True)
