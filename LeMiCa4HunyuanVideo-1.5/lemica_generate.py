@@ -436,7 +436,9 @@ def parse_document(text: str, schema: str, version: int) -> dict[str, Any]:
     if not isinstance(data, dict) or data.pop("schema", None) != schema:
         raise ValueError(f'not a {schema} file: it must be a JSON object with "schema": "{schema}".')
     if (found := data.pop("version", None)) != version:
-        raise ValueError(f"{schema} version {found!r} is unknown; this program reads version {version}.")
+        raise ValueError(
+            f"{schema} version {found!r} is unknown; this program reads version {version}: make the file anew."
+        )
     return data
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 import stepcache
-from stepcache import EasyCache, LeMiCa, MagCache, Off
+from stepcache import Checked, EasyCache, LeMiCa, MagCache, Off
 from stepcache.cache import Policy, RunSummary
 from stepcache.demo import EMBEDDED, PROMPT
 from stepcache.generate import load_pipeline, model_defaults
@@ -55,6 +55,7 @@ def main() -> None:
         policies[f"lemica 25, {boundary}"] = LeMiCa(25, TABLE, boundary=boundary)
         policies[f"magcache 0.12 K2, {boundary}"] = MagCache(0.12, 2, 0.2, TABLE, boundary=boundary)
     policies["easycache 0.05, output"] = EasyCache(0.05)
+    policies["checked 25, output"] = Checked(25)
     once(pipe, Off(), sizes, 0)
     rows = []
     for name, policy in policies.items():
