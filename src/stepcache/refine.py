@@ -114,7 +114,7 @@ def rescheduled(plan: Plan, computed: tuple[int, ...]) -> Plan:
         bare = bare.checked(plan.check)
     elif plan.weights:
         bare = bare.extrapolated()
-    return replace(bare, method=plan.method)
+    return replace(bare, method=plan.method, hindsight=plan.hindsight)
 
 
 def _measured(plan: Plan, trial: Trial) -> Plan:
