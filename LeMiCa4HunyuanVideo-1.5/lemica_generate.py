@@ -486,10 +486,24 @@ def response(scheduler: Any) -> torch.Tensor:
     once, tripled = (_push(scheduler, scale) for scale in (1.0, 3.0))
     if not torch.allclose(3 * once, tripled, rtol=1e-4, atol=1e-6):  # noise is not the same twice, clipping not linear
         raise ValueError(
-            f"{type(scheduler).__name__} is not linear in the model's outputs (it adds noise or clips at every step), "
-            "so no error of a plan can be foreseen from its runs; calibrate with a deterministic sampler."
+            f"{type(scheduler).__name__} is not linear in the model's outputs (it adds noise or clips at every step)."
         )
     return once
+
+
+class Remembered:
+    """`response`, worked out once for runs that are alike: of one class of sampler, its settings and timesteps."""
+
+    def __init__(self) -> None:
+        self._key: Any = None
+        self._answers = torch.empty(0)
+
+    def __call__(self, scheduler: Any) -> torch.Tensor:
+        """As `response`."""
+        key = (type(scheduler), str(scheduler.config), tuple(scheduler.timesteps.tolist()))
+        if self._key != key:
+            self._answers, self._key = response(scheduler), key
+        return self._answers
 
 
 def _push(scheduler: Any, scale: float) -> torch.Tensor:

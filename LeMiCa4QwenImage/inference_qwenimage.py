@@ -482,10 +482,24 @@ def response(scheduler: Any) -> torch.Tensor:
     once, tripled = (_push(scheduler, scale) for scale in (1.0, 3.0))
     if not torch.allclose(3 * once, tripled, rtol=1e-4, atol=1e-6):  # noise is not the same twice, clipping not linear
         raise ValueError(
-            f"{type(scheduler).__name__} is not linear in the model's outputs (it adds noise or clips at every step), "
-            "so no error of a plan can be foreseen from its runs; calibrate with a deterministic sampler."
+            f"{type(scheduler).__name__} is not linear in the model's outputs (it adds noise or clips at every step)."
         )
     return once
+
+
+class Remembered:
+    """`response`, worked out once for runs that are alike: of one class of sampler, its settings and timesteps."""
+
+    def __init__(self) -> None:
+        self._key: Any = None
+        self._answers = torch.empty(0)
+
+    def __call__(self, scheduler: Any) -> torch.Tensor:
+        """As `response`."""
+        key = (type(scheduler), str(scheduler.config), tuple(scheduler.timesteps.tolist()))
+        if self._key != key:
+            self._answers, self._key = response(scheduler), key
+        return self._answers
 
 
 def _push(scheduler: Any, scale: float) -> torch.Tensor:
@@ -2163,7 +2177,7 @@ class _Host:
         self.transformers = weakref.WeakValueDictionary(transformers)
         self.context: str | None = None
         self.timesteps = getattr(pipe.scheduler, "timesteps", None)  # of no run of ours
-        self._answered: tuple[Any, torch.Tensor] | None = None
+        self.response = Remembered()
         self._watch(pipe.scheduler)
         for name, module in transformers.items():
             if cache.boundary == "blocks" and (module is not inside(module) or module._compiled_call_impl):
@@ -2230,15 +2244,8 @@ class _Host:
         if scheduler is not self.scheduler:  # replaced since
             self._watch(scheduler)
         run = _trajectory(pipe, scheduler, timesteps)
-        self.cache.begin(replace(run, response=functools.partial(self._response, scheduler)))
+        self.cache.begin(replace(run, response=functools.partial(self.response, scheduler)))
         self.timesteps = timesteps
-
-    def _response(self, scheduler: Any) -> torch.Tensor:
-        """The sampler's response, worked out once for runs that are alike."""
-        key = (type(scheduler), str(scheduler.config), tuple(scheduler.timesteps.tolist()))
-        if self._answered is None or self._answered[0] != key:
-            self._answered = key, response(scheduler)
-        return self._answered[1]
 
     def _check_entrance(self) -> None:
         pipe = self.pipe()

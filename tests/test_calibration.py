@@ -17,7 +17,7 @@ from diffusers import (
 import stepcache
 from stepcache import Checked, Plan
 from stepcache.calibrate import calibrate, describe
-from stepcache.calibration import Calibration, Recorder, gram_matrix, guidance_shares, response
+from stepcache.calibration import Calibration, Recorder, gram_matrix, guidance_shares
 from stepcache.planner import (
     final_error,
     fit,
@@ -31,6 +31,7 @@ from stepcache.planner import (
 )
 from stepcache.planning import forecasts, knee, psnr_of
 from stepcache.replay import MeasuredEdges, measured_edges, rank_agreement, replays
+from stepcache.sampler import response
 
 STEPS = 10
 SCHEDULERS = {

@@ -30,7 +30,7 @@ import torch
 
 from stepcache.cache import Call, Decider
 from stepcache.plan import Boundary, Trajectory, math_close, parse_document, read_text, write_atomically
-from stepcache.sampler import response
+from stepcache.sampler import Remembered
 
 CALIBRATION_SCHEMA, CALIBRATION_VERSION = "stepcache.calibration", 1
 LARGEST_FILE = 512 * 2**20
@@ -285,7 +285,7 @@ class Recorder:
         self.dtype, self.folder, self.scheduler, self.channels = dtype, folder, scheduler, channels
         self.current: _Recording | None = None
         self.response: np.ndarray | None = None
-        self._answered: Any = None
+        self._ask = Remembered()
 
     def begin(self, run: Trajectory) -> Decider:
         """Record one more run; an unfinished one is dropped."""
@@ -303,8 +303,13 @@ class Recorder:
         if self.scheduler is not None and self.current is not None:
             sampler, run = self.scheduler(), self.current.run
             timesteps = tuple(float(t) for t in sampler.timesteps)
-            if self.response is None or self._answered != (sampler.config, timesteps):  # the same for all runs
-                self.response, self._answered = response(sampler).numpy(), (sampler.config, timesteps)
+            try:
+                self.response = self._ask(sampler).numpy()
+            except ValueError as error:
+                raise ValueError(
+                    f"{error} So no error of a plan can be foreseen from its runs; calibrate with a deterministic "
+                    "sampler."
+                ) from error
             named = run.scheduler or type(sampler).__name__
             self.current.run = replace(run, timesteps=run.timesteps or timesteps, scheduler=named)
 

@@ -254,8 +254,8 @@ def gap_costs(
     """Costs of all gaps as `best_path_with_memory` takes them: (L + 1,) and (S, L + 1, L + 1); see `plan_checked`."""
     steps = calibration.num_steps
     longest = min(longest, steps - 1)
-    levels = noise_levels(torch.from_numpy(calibration.response)) if extrapolate else None
     if sensitivity is None:
+        levels = noise_levels(torch.from_numpy(calibration.response)) if extrapolate else None
         sensitivity = [1.0] * steps if levels is None else [math.sqrt(max(level, 0.0)) for level in levels[:-1]]
     effect = calibration.influence * np.asarray(sensitivity, float)
     guided = _guided(calibration)

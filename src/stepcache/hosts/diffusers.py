@@ -27,7 +27,7 @@ from stepcache.cache import Policy, RunSummary, StepCache
 from stepcache.hosts.patching import BlockStack, Entrance, Method, Patches, inside
 from stepcache.plan import Boundary, Modulation, Plan, Trajectory
 from stepcache.policies.fixed import as_policy
-from stepcache.sampler import response
+from stepcache.sampler import Remembered
 
 CONDITIONS = ("encoder_hidden_states", "cap_feats", "prompt_embeds", "class_labels", "input_ids")
 """Names of the transformers' text inputs; the first that is given tells branches apart where pipelines name none."""
@@ -227,7 +227,7 @@ class _Host:
         self.transformers = weakref.WeakValueDictionary(transformers)
         self.context: str | None = None
         self.timesteps = getattr(pipe.scheduler, "timesteps", None)  # of no run of ours
-        self._answered: tuple[Any, torch.Tensor] | None = None
+        self.response = Remembered()
         self._watch(pipe.scheduler)
         for name, module in transformers.items():
             if cache.boundary == "blocks" and (module is not inside(module) or module._compiled_call_impl):
@@ -294,15 +294,8 @@ class _Host:
         if scheduler is not self.scheduler:  # replaced since
             self._watch(scheduler)
         run = _trajectory(pipe, scheduler, timesteps)
-        self.cache.begin(replace(run, response=functools.partial(self._response, scheduler)))
+        self.cache.begin(replace(run, response=functools.partial(self.response, scheduler)))
         self.timesteps = timesteps
-
-    def _response(self, scheduler: Any) -> torch.Tensor:
-        """The sampler's response, worked out once for runs that are alike."""
-        key = (type(scheduler), str(scheduler.config), tuple(scheduler.timesteps.tolist()))
-        if self._answered is None or self._answered[0] != key:
-            self._answered = key, response(scheduler)
-        return self._answered[1]
 
     def _check_entrance(self) -> None:
         pipe = self.pipe()
