@@ -11,11 +11,11 @@ import argparse
 import shutil
 from pathlib import Path
 
-from stepcache.cli import main as stepcache
-from stepcache.plan import write_atomically
-from stepcache.prompts import read_prompts
-from stepcache.report.charts import label
-from stepcache.results import REFERENCE, Folder, Row, table
+from stepcache.bench.report.charts import label
+from stepcache.bench.results import REFERENCE, Folder, Row, table
+from stepcache.commands.main import main as stepcache
+from stepcache.files import write_atomically
+from stepcache.measure.prompts import read_prompts
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "assets" / "tiny-wan"

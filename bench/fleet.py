@@ -21,10 +21,10 @@ import numpy as np
 import ray
 from ray.cluster_utils import Cluster
 
-from stepcache.cluster import Fleet, Resources
-from stepcache.jobs import Job, Jobs, Outcome
-from stepcache.plan import write_atomically
-from stepcache.results import REFERENCE, Folder, Item
+from stepcache.bench.results import REFERENCE, Folder, Item
+from stepcache.files import write_atomically
+from stepcache.fleet.cluster import Fleet, Resources
+from stepcache.fleet.jobs import Job, Jobs, Outcome
 
 METHODS = 7
 

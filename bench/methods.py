@@ -35,19 +35,20 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 
-from tiny_wan_clips import FRAMES, SIZE, caption, random_scene  # noqa: E402
+from tiny_wan_clips import FRAMES, SIZE, caption, random_scene
 
-import stepcache  # noqa: E402
-from stepcache import Checked, EasyCache, LeMiCa, Off, Plan, TeaCache, Uniform  # noqa: E402
-from stepcache.cache import Policy  # noqa: E402
-from stepcache.calibration import Calibration  # noqa: E402
-from stepcache.generate import load_pipeline  # noqa: E402
-from stepcache.hosts.diffusers import _trajectory, accelerate  # noqa: E402
-from stepcache.metrics import psnr  # noqa: E402
-from stepcache.plan import Check, spread, write_atomically  # noqa: E402
-from stepcache.planner import gram_edges, magcache_ratios, plan_checked, plan_lemica, plan_magcache  # noqa: E402
-from stepcache.policies.taylorseer import taylor_weights  # noqa: E402
-from stepcache.replay import MeasuredEdges  # noqa: E402
+import stepcache
+from stepcache import EasyCache, Hindsight, LeMiCa, Off, Plan, TeaCache, Uniform
+from stepcache.core.cache import Policy
+from stepcache.core.plan import Check, spread
+from stepcache.files import write_atomically
+from stepcache.hosts.diffusers import _trajectory, accelerate
+from stepcache.measure.generation import load_pipeline
+from stepcache.measure.metrics import psnr
+from stepcache.methods.taylorseer import taylor_weights
+from stepcache.planning.calibration import Calibration
+from stepcache.planning.costs import gram_edges, magcache_ratios, plan_hindsight, plan_lemica, plan_magcache
+from stepcache.planning.replay import MeasuredEdges
 
 MODEL = ROOT / "assets" / "tiny-wan"
 BATCH = 16
@@ -171,7 +172,7 @@ class Methods:
         """Our plan, from the first `runs` of its calibration; brought to this run's steps if it is of others."""
         source = replace(self.plans_from, runs=self.plans_from.runs[:runs])
         planned = budget if through == "sigma" else round(budget * source.num_steps / self.steps)
-        plan = plan_checked(source, planned, **settings)
+        plan = plan_hindsight(source, planned, **settings)
         if through == "sigma":
             plan = Plan(self.steps, self._at_levels(plan)).checked(plan.check)
         elif (plan.num_steps, plan.budget) != (self.steps, budget):
@@ -303,9 +304,9 @@ METHODS: dict[str, Method] = {
     "EasyCache": Methods.easycache,
     "TaylorSeer order 1": _planned(lambda m, b: extrapolated(Uniform(b).plan(m.steps), 1)),
     "TaylorSeer order 2": _planned(lambda m, b: extrapolated(Uniform(b).plan(m.steps), 2)),
-    "checked on uniform": _planned(lambda m, b: Checked(b)),
+    "checked on uniform": _planned(lambda m, b: Hindsight(b)),
     "checked on LeMiCa published": _planned(lambda m, b: None if (p := m.published(b)) is None else p.checked()),
-    "checked": _planned(lambda m, b: m.checked(b)),
+    "hindsight": _planned(lambda m, b: m.checked(b)),
 }
 VARIANTS: dict[str, Method] = {
     "planned reuse": _planned(lambda m, b: m.checked(b, mode="reuse")),
@@ -353,7 +354,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     for number, (name, by_budget) in enumerate(results["methods"].items()):
         means = {b: [(r["computed"], r["psnr"]) for r in rows] for b, rows in by_budget.items() if rows}
         points = sorted(tuple(np.mean(pairs, 0)) for pairs in means.values())
-        ours = name.startswith("checked")
+        ours = name.startswith("hindsight")
         style = {"linewidth": 2.4 if ours else 1.2, "linestyle": "-" if ours else "--"}
         axes.plot(*zip(*points, strict=True), marker="os^Dv<>Pp*Xhd8"[number % 14], markersize=4, label=name, **style)
     axes.set(xlabel="computed steps of 50", ylabel="PSNR to the uncached clip, dB (mean of 32 prompts)")

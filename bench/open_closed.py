@@ -20,22 +20,22 @@ from methods import MODEL, Setting, anywhere
 from tqdm import tqdm
 
 from stepcache import Plan, Uniform
-from stepcache.calibration import Calibration
-from stepcache.generate import load_pipeline
+from stepcache.files import write_atomically
 from stepcache.hosts.diffusers import accelerate
-from stepcache.plan import write_atomically
-from stepcache.planner import plan_checked, plan_error
-from stepcache.replay import rank_agreement
+from stepcache.measure.generation import load_pipeline
+from stepcache.planning.calibration import Calibration
+from stepcache.planning.costs import plan_error, plan_hindsight
+from stepcache.planning.replay import rank_agreement
 
 ROOT = Path(__file__).resolve().parent.parent
-KINDS = ("reuse", "static", "checked")
+KINDS = ("reuse", "static", "hindsight")
 
 
 def schedules(calibration: Calibration, rng: random.Random) -> list[tuple[int, ...]]:
     """Planned, even and random schedules of five budgets."""
     found = []
     for budget in (25, 20, 17, 14, 10):
-        found += [plan_checked(calibration, budget).computed, Uniform(budget).plan(calibration.num_steps).computed]
+        found += [plan_hindsight(calibration, budget).computed, Uniform(budget).plan(calibration.num_steps).computed]
         inner = rng.sample(range(1, calibration.num_steps - 1), budget - 2)
         found.append((0, *sorted(inner), calibration.num_steps - 1))
     return found
@@ -44,7 +44,7 @@ def schedules(calibration: Calibration, rng: random.Random) -> list[tuple[int, .
 def as_kind(computed: tuple[int, ...], steps: int, kind: str) -> Plan:
     """The schedule with repeated, extrapolated or checked outputs."""
     plan = Plan(steps, computed)
-    return {"reuse": plan, "static": plan.extrapolated(), "checked": plan.checked()}[kind]
+    return {"reuse": plan, "static": plan.extrapolated(), "hindsight": plan.checked()}[kind]
 
 
 @torch.no_grad()

@@ -19,11 +19,12 @@ from typing import Any
 import torch
 
 import stepcache
-from stepcache import Checked, EasyCache, LeMiCa, MagCache, Off
-from stepcache.cache import Policy, RunSummary
-from stepcache.demo import EMBEDDED, PROMPT
-from stepcache.generate import load_pipeline, model_defaults
-from stepcache.plan import write_atomically
+from stepcache import EasyCache, Hindsight, LeMiCa, MagCache, Off
+from stepcache.commands.demo import EMBEDDED, PROMPT
+from stepcache.core.cache import Policy
+from stepcache.core.summary import RunSummary
+from stepcache.files import write_atomically
+from stepcache.measure.generation import load_pipeline, model_defaults
 
 TABLE = "wan2.1-t2v-1.3B"
 
@@ -55,7 +56,7 @@ def main() -> None:
         policies[f"lemica 25, {boundary}"] = LeMiCa(25, TABLE, boundary=boundary)
         policies[f"magcache 0.12 K2, {boundary}"] = MagCache(0.12, 2, 0.2, TABLE, boundary=boundary)
     policies["easycache 0.05, output"] = EasyCache(0.05)
-    policies["checked 25, output"] = Checked(25)
+    policies["checked 25, output"] = Hindsight(25)
     once(pipe, Off(), sizes, 0)
     rows = []
     for name, policy in policies.items():

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from stepcache.calibration import Calibration, quadratic
-from stepcache.planner import RIDGE, fit
+from stepcache.planning.calibration import Calibration, quadratic
+from stepcache.planning.costs import RIDGE, fit
 
 CALIBRATION = Path(__file__).resolve().parent.parent / "assets" / "tiny-wan" / "calibration.json"
 Weights = tuple[tuple[float, ...], float]

@@ -19,8 +19,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from stepcache import EasyCache, StepCache, Trajectory
-from stepcache.plan import write_atomically
-from stepcache.ranks import together
+from stepcache.files import write_atomically
+from stepcache.fleet.ranks import together
 
 STEPS, ROUNDS = 50, 40
 

@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from stepcache.jobs import Job, Jobs
-from stepcache.plan import write_atomically
-from stepcache.results import REFERENCE, Folder
-from stepcache.shards import part
+from stepcache.bench.results import REFERENCE, Folder
+from stepcache.files import write_atomically
+from stepcache.fleet.jobs import Job, Jobs
+from stepcache.fleet.shards import part
 
 TIMES = Path(__file__).parent / "scale_times.json"
 Times = dict[str, list[float]]

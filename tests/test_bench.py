@@ -8,15 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepcache import specs
-from stepcache.cli import main
-from stepcache.generate import Request, load_pipeline
-from stepcache.meter import Meter, run_once
-from stepcache.places import place
-from stepcache.policies import EasyCache, LeMiCa, MagCache
-from stepcache.results import Folder, Item, row, slug, table
-from stepcache.shards import part, shard_from
-from stepcache.specs import Contender, Search, parse, parse_one
+from stepcache.bench import methods as specs
+from stepcache.bench.meter import Meter, run_once
+from stepcache.bench.methods import Contender, Search, parse, parse_one
+from stepcache.bench.results import Folder, Item, row, slug, table
+from stepcache.commands.main import main
+from stepcache.fleet.places import place
+from stepcache.fleet.shards import part, shard_from
+from stepcache.measure.generation import Request, load_pipeline
+from stepcache.methods import EasyCache, LeMiCa, MagCache
 
 STEPS = 8
 PROMPTS = 'a red circle\na <b>"blue"</b> square & a 🐈\n'
@@ -42,7 +42,7 @@ def results(model, tmp_path_factory):
 
 def test_methods_as_text():
     lemica, easycache, magcache, fewer = parse("lemica:25,predict=checked easycache:0.05 magcache:0.12,K=4 steps:25")
-    assert lemica.policy == LeMiCa(25, predict="checked")
+    assert lemica.policy == LeMiCa(25, predict="hindsight")
     assert easycache.policy == EasyCache(0.05)
     assert magcache.policy == MagCache(0.12, 4)
     assert (fewer.steps, fewer.policy) == (25, None)
@@ -202,7 +202,7 @@ def test_a_method_that_fails_is_recorded(model, tmp_path, monkeypatch, capsys):
 
 
 def test_interrupted(model, tmp_path, monkeypatch, capsys):
-    from stepcache import runner
+    from stepcache.bench import runs as runner
 
     original, calls = runner.run_once, []
 
@@ -224,7 +224,7 @@ def test_interrupted(model, tmp_path, monkeypatch, capsys):
 
 
 def test_disc_full(model, tmp_path, monkeypatch, capsys):
-    from stepcache import runner
+    from stepcache.bench import runs as runner
 
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
@@ -304,7 +304,7 @@ def test_more_shards_than_work(model, tmp_path, capsys):
 
 def test_a_reference_that_fails(model, tmp_path, monkeypatch, capsys):
     """Its pair fails with it, the others go on; an uncached item that is there is not spoilt."""
-    from stepcache import runner
+    from stepcache.bench import runs as runner
 
     assert bench(model, tmp_path, "uniform:4") == 0
     folder, original = Folder(tmp_path / "results"), runner.run_once

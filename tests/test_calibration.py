@@ -15,23 +15,23 @@ from diffusers import (
 )
 
 import stepcache
-from stepcache import Checked, Plan
-from stepcache.calibrate import calibrate, describe
-from stepcache.calibration import Calibration, Recorder, gram_matrix, guidance_shares
-from stepcache.planner import (
+from stepcache import Hindsight, Plan
+from stepcache.hindsight.response import response
+from stepcache.planning.calibrate import calibrate, describe
+from stepcache.planning.calibration import Calibration, Recorder, gram_matrix, guidance_shares
+from stepcache.planning.costs import (
     final_error,
     fit,
     gap_costs,
     gram_edges,
     magcache_ratios,
-    plan_checked,
     plan_error,
+    plan_hindsight,
     plan_lemica,
     step_errors,
 )
-from stepcache.planning import forecasts, knee, psnr_of
-from stepcache.replay import MeasuredEdges, measured_edges, rank_agreement, replays
-from stepcache.sampler import response
+from stepcache.planning.forecasts import forecasts, knee, psnr_of
+from stepcache.planning.replay import MeasuredEdges, measured_edges, rank_agreement, replays
 
 STEPS = 10
 SCHEDULERS = {
@@ -109,7 +109,7 @@ def test_guidance_off_is_one_branch():
     calibration, _ = recorded(tiny_pipe(), guidance=1.0, seeds=(1,))
     assert calibration.branches == ("cond",)
     assert calibration.alpha == (1.0,)
-    assert plan_checked(calibration, 5).budget == 5
+    assert plan_hindsight(calibration, 5).budget == 5
 
 
 def test_streamed_to_a_file_and_in_half_precision(tmp_path, calibrated):
@@ -209,14 +209,14 @@ def test_gap_costs_are_the_errors_of_single_gaps(calibrated):
 
 def test_planned_schedules(calibrated):
     calibration, _ = calibrated
-    for mode in ("checked", "static", "reuse"):
-        plan = plan_checked(calibration, 5, mode=mode)
+    for mode in ("hindsight", "static", "reuse"):
+        plan = plan_hindsight(calibration, 5, mode=mode)
         assert (plan.budget, plan.method, plan.boundary) == (5, mode, "output")
-        assert (plan.check is not None) == (mode == "checked")
+        assert (plan.check is not None) == (mode == "hindsight")
         assert plan.guidance_range == pytest.approx((3.5, 6.5))
         assert Plan.from_json(plan.to_json()) == plan
     with pytest.raises(ValueError, match="smallest budget is 4, the largest 10"):
-        plan_checked(calibration, 3, longest=3)
+        plan_hindsight(calibration, 3, longest=3)
 
 
 def test_lemica_s_graph_in_closed_form_and_by_replays(calibrated):
@@ -419,7 +419,7 @@ def test_the_curve_falls_and_has_a_knee(calibrated):
     assert knee(curve) in curve
     assert psnr_of(calibration, 0.1) is None
     one = replace(calibration, runs=(replace(calibration.runs[0], anchors=((3, 0.2, 30.0),)),))
-    error = float(plan_error(one, Checked(3).plan(STEPS))[0])
+    error = float(plan_error(one, Hindsight(3).plan(STEPS))[0])
     assert psnr_of(one, error) == pytest.approx(30.0)
     assert psnr_of(one, error / 10) == pytest.approx(50.0)
 

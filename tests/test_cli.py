@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from stepcache import Plan, Ratios
-from stepcache.cli import main
-from stepcache.video import open_clip
+from stepcache.commands.main import main
+from stepcache.measure.video import open_clip
 
 
 def generate(model, out, *flags):
@@ -140,7 +140,7 @@ def test_guidance_off_and_one_step(model, tmp_path):
 
 
 def test_an_interruption_leaves_nothing_half_written(model, tmp_path, monkeypatch, capsys):
-    import stepcache.generate as module
+    import stepcache.commands.generate as module
 
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
@@ -158,7 +158,7 @@ def test_demo_writes_table_clips_and_sheet(model, tmp_path, capsys):
     )
     out = capsys.readouterr().out
     rows = json.loads((tmp_path / "table.json").read_text())
-    assert [r["method"] for r in rows] == ["uncached", "lemica", "easycache", "magcache", "checked"]
+    assert [r["method"] for r in rows] == ["uncached", "lemica", "easycache", "magcache", "hindsight"]
     assert rows[4]["computed"] == 6
     assert rows[0]["computed"] == 12
     assert rows[1]["computed"] == 6

@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 from test_bench import PROMPTS, STEPS, bench
 
-from stepcache import cluster
-from stepcache.calibration import Calibration
-from stepcache.cli import main
-from stepcache.cluster import Fleet, Resources
-from stepcache.jobs import Alone, Job, Jobs, Outcome
-from stepcache.results import REFERENCE, Folder, Item
+from stepcache.bench.results import REFERENCE, Folder, Item
+from stepcache.commands.main import main
+from stepcache.fleet import cluster
+from stepcache.fleet.cluster import Fleet, Resources
+from stepcache.fleet.jobs import Alone, Job, Jobs, Outcome
+from stepcache.planning.calibration import Calibration
 
 ray = pytest.importorskip("ray", reason="Ray is not installed (pip install 'stepcache[cluster]')")
 pytestmark = pytest.mark.slow

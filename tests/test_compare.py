@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from stepcache.compare import build_parser, main
-from stepcache.metrics import PROTOCOLS, compare_clips
-from stepcache.video import write_clip
+from stepcache.commands.compare import build_parser, main
+from stepcache.measure.metrics import PROTOCOLS, compare_clips
+from stepcache.measure.video import write_clip
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPES = {0: (64, 3, 11, 11), 3: (192, 64, 5, 5), 6: (384, 192, 3, 3), 8: (256, 384, 3, 3), 10: (256, 256, 3, 3)}

@@ -342,7 +342,7 @@ def test_teacache_on_wan_follows_the_rule_written_out(pipe):
         hook.remove()
         assert len(embeddings) == 20
         policy = TeaCache(0.15, ret, model="wan2.1-t2v-1.3B")
-        from stepcache.published.teacache import COEFFICIENTS
+        from stepcache.methods.teacache_coefficients import COEFFICIENTS
 
         c = COEFFICIENTS["wan2.1-t2v-1.3B"]["ret_steps" if ret else "no_ret_steps"]
         computed, total = [], 0.0

@@ -12,7 +12,7 @@ import pytest
 from conftest import torchrun
 
 from stepcache import Plan
-from stepcache.published.lemica import SCHEDULES
+from stepcache.methods.lemica_schedules import SCHEDULES
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "LeMiCa4HunyuanVideo-1.5/lemica_generate.py"
@@ -76,7 +76,7 @@ def test_a_plan_and_checked_prediction(clone, tmp_path):
     Plan(50, (0, 3, 9, 20, 35, 49), "mine").checked().save(tmp_path / "p.json")
     done = record(clone, *CACHED, "--plan", tmp_path / "p.json")
     assert done["executions"] == [6] * 4
-    said = run(clone, *CACHED, "--lemica_step", 10, "--lemica_predict", "checked").stdout
+    said = run(clone, *CACHED, "--lemica_step", 10, "--lemica_predict", "hindsight").stdout
     assert "computed 10 of 50 steps" in said
     assert "not put right" not in said, "it looks back"
     refused = run(clone, *CACHED, "--plan", tmp_path / "p.json", "--lemica_step", 10, check=False)

@@ -5,7 +5,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepcache.jobs import Alone, Job, Jobs, Outcome
+from stepcache.fleet.jobs import Alone, Job, Jobs, Outcome
 
 METHODS = ("a", "b", "c")
 

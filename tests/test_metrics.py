@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.metrics import structural_similarity
 
-from stepcache import metrics
-from stepcache.lpips import LPIPS, find_lpips, float32_convolutions
-from stepcache.metrics import PROTOCOLS, compare_clips, mean_psnr, psnr, ssim
-from stepcache.video import Clip, array_clip, open_clip, write_clip
+from stepcache.measure import metrics
+from stepcache.measure.lpips import LPIPS, find_lpips, float32_convolutions
+from stepcache.measure.metrics import PROTOCOLS, compare_clips, mean_psnr, psnr, ssim
+from stepcache.measure.video import Clip, array_clip, open_clip, write_clip
 
 HEADS = Path(metrics.__file__).parent / "data" / "lpips_alex.json"
 SHAPES = {0: (64, 3, 11, 11), 3: (192, 64, 5, 5), 6: (384, 192, 3, 3), 8: (256, 384, 3, 3), 10: (256, 256, 3, 3)}

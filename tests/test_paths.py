@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepcache.paths import OBJECTIVES, best_path, best_path_with_memory, fewest
+from stepcache.planning.paths import OBJECTIVES, best_path, best_path_with_memory, fewest
 
 
 def cost(path, edges, objective, gamma):

@@ -58,7 +58,7 @@ def test_the_self_check_knows_the_grid_of_tokens(name):
     seen = []
     module = pipe.transformer
     module.register_forward_hook(lambda m, a, out: seen.append(out[0].shape[1]))
-    with stepcache.accelerate(pipe, stepcache.Checked(5)) as run:
+    with stepcache.accelerate(pipe, stepcache.Hindsight(5)) as run:
         tiny.call(pipe, 8, 0)
     height, width = run.cache.grid
     assert height > 1

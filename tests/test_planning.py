@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from stepcache import Plan
-from stepcache.calibration import Calibration
-from stepcache.cli import main
-from stepcache.planner import magcache_ratios
-from stepcache.show import plan_text
+from stepcache.commands.main import main
+from stepcache.commands.show import plan_text
+from stepcache.planning.calibration import Calibration
+from stepcache.planning.costs import magcache_ratios
 
 STEPS = 16
 PROMPTS = "# two prompts\na red circle\na blue square\n"
@@ -45,7 +45,7 @@ def test_calibrate_plan_generate(model, calibrated, tmp_path, capsys):
     made = Plan.load(out)
     assert (made.budget, made.method, made.model, made.scheduler) == (
         6,
-        "checked",
+        "hindsight",
         found.model,
         "UniPCMultistepScheduler",
     )

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stepcache import EasyCache, LeMiCa, MagCache, Ratios, StepCache, TaylorSeer, Trajectory, Uniform
-from stepcache.published.lemica import SCHEDULES
-from stepcache.published.magcache import RATIOS
+from stepcache.methods.lemica_schedules import SCHEDULES
+from stepcache.methods.magcache_ratios import RATIOS
 
 # ------------------------------------------------------------------ LeMiCa
 

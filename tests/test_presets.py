@@ -5,8 +5,10 @@ import json
 import pytest
 
 from stepcache import LeMiCa, MagCache, TeaCache, all_presets, preset
-from stepcache.cli import main
-from stepcache.published import lemica, magcache, teacache
+from stepcache.commands.main import main
+from stepcache.methods import lemica_schedules as lemica
+from stepcache.methods import magcache_ratios as magcache
+from stepcache.methods import teacache_coefficients as teacache
 
 LEMICA = "wan2.1-t2v-1.3B wan2.1-t2v-14B wan2.1-i2v-14B hunyuanvideo-1.5 qwen-image qwen-image-2512 z-image-turbo \
 flux.1-dev flux.2-dev flux.2-klein-base-9B ernie-image"

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from stepcache.prompts import clip_name, read_prompts
+from stepcache.measure.prompts import clip_name, read_prompts
 
 
 def test_text(tmp_path):

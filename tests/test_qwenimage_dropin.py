@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from stepcache import Plan
-from stepcache.published.lemica import SCHEDULES
+from stepcache.methods.lemica_schedules import SCHEDULES
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "LeMiCa4QwenImage/inference_qwenimage.py"
@@ -105,7 +105,7 @@ def computed(text):
 def test_a_plan_and_checked_prediction(place, model):
     Plan(50, (0, 3, 9, 20, 35, 49), "mine").checked().save(place / "p.json")
     assert computed(run(place, model, "--plan", "p.json").stdout) == (0, 3, 9, 20, 35, 49)
-    flags = ("--cache", "fast", "--table", "qwen-image", "--lemica_predict", "checked")
+    flags = ("--cache", "fast", "--table", "qwen-image", "--lemica_predict", "hindsight")
     said = run(place, model, *flags).stdout
     assert computed(said) == SCHEDULES["qwen-image"][1][10]
     assert "not put right" not in said, "it looks back"

@@ -15,9 +15,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from conftest import free_port, torchrun
 
-from stepcache import Checked, EasyCache, MagCache, Off, StepCache, TaylorSeer, TeaCache, Trajectory, Uniform
-from stepcache.generate import Request, generate, load_pipeline
-from stepcache.ranks import Ranks, together, video_tokens
+from stepcache import EasyCache, Hindsight, MagCache, Off, StepCache, TaylorSeer, TeaCache, Trajectory, Uniform
+from stepcache.fleet.ranks import Ranks, together, video_tokens
+from stepcache.measure.generation import Request, generate, load_pipeline
 
 STEPS = 30
 
@@ -73,7 +73,7 @@ def policies():
     return {
         "uncached": Off(),
         "uniform": Uniform(6),
-        "checked": Checked(6),
+        "hindsight": Hindsight(6),
         "taylorseer": TaylorSeer(3, 1),
         "magcache": MagCache(0.1, 2, 0.2, ratios=Ratios(12, RATIOS)),
         "easycache": EasyCache(0.3, 3),

@@ -9,8 +9,8 @@ from conftest import sample, tiny_pipe
 
 import stepcache
 from stepcache import Check, Plan
-from stepcache.plan import Hindsight, first_order
-from stepcache.refine import Trial, load_trials, neighbours, refine, rescheduled, save_trials
+from stepcache.core.plan import HindsightSettings, first_order
+from stepcache.planning.refine import Trial, load_trials, neighbours, refine, rescheduled, save_trials
 
 STEPS = 8
 START = Plan(STEPS, (0, 1, 4, 7)).checked()
@@ -80,7 +80,7 @@ def test_neighbours_keep_ends_and_order():
 def test_weights_follow_the_schedule():
     moved = rescheduled(START, (0, 2, 4, 7))
     assert moved.weights == first_order((0, 2, 4, 7), STEPS)
-    planned = replace(START, hindsight=Hindsight(floor=0.9))
+    planned = replace(START, hindsight=HindsightSettings(floor=0.9))
     assert rescheduled(planned, (0, 2, 4, 7)).hindsight == planned.hindsight
     static = Plan(STEPS, (0, 1, 4, 7), weights=((2, (2.0, -1.0)),))
     assert all(k not in (0, 2, 4, 7) for k, _ in rescheduled(static, (0, 2, 4, 7)).weights)

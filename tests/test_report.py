@@ -8,11 +8,11 @@ import time
 import numpy as np
 import pytest
 
-from stepcache import report
-from stepcache.cli import main
-from stepcache.report import charts
-from stepcache.results import Folder, Item
-from stepcache.video import write_clip
+from stepcache.bench import report
+from stepcache.bench.report import charts
+from stepcache.bench.results import Folder, Item
+from stepcache.commands.main import main
+from stepcache.measure.video import write_clip
 
 STEPS, FRAMES = 8, 9
 HOSTILE = [
@@ -258,7 +258,7 @@ def test_figures(page):
 
 
 def test_small_previews(tmp_path):
-    from stepcache.video import open_clip, write_preview
+    from stepcache.measure.video import open_clip, write_preview
 
     frames = np.random.default_rng(0).integers(0, 255, (5, 90, 160, 3), dtype=np.uint8)
     write_clip(tmp_path / "large.mkv", frames, 8.0)

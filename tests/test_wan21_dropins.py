@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from conftest import torchrun
 
-from stepcache.calibration import Calibration
-from stepcache.cli import main
+from stepcache.commands.main import main
+from stepcache.planning.calibration import Calibration
 
 ROOT = Path(__file__).resolve().parent.parent
 STANDIN = Path(__file__).with_name("standin_wan21")
@@ -78,7 +78,7 @@ def test_lemica_computes_the_published_number_of_steps(clone, baseline, budget, 
 
 def test_lemica_predicts_under_a_self_check_on_request(clone, baseline):
     reused = executions(clone, "lemica", *T2V, "--lemica_budget", 17)
-    checked = executions(clone, "lemica", *T2V, "--lemica_budget", 17, "--lemica_predict", "checked")
+    checked = executions(clone, "lemica", *T2V, "--lemica_budget", 17, "--lemica_predict", "hindsight")
     assert checked["executions"] == reused["executions"] == [34] * 4
     error = lambda done: math.dist(done["video"], baseline["video"])  # noqa: E731
     assert error(checked) < error(reused)
@@ -315,7 +315,7 @@ def test_the_real_repository_accepts_the_script(checkout, method):
     ("method", "flags", "says"),
     [
         ("lemica", ("--lemica_budget", 25), "computed 25 of 50 steps"),
-        ("lemica", ("--lemica_budget", 14, "--lemica_predict", "checked"), "computed 14 of 50 steps"),
+        ("lemica", ("--lemica_budget", 14, "--lemica_predict", "hindsight"), "computed 14 of 50 steps"),
         ("easycache", ("--thresh", 1e9, "--ret_steps", 4), "computed 5 of 50 steps"),
         ("magcache", ("--use_magcache",), "computed 25 of 50 steps"),
     ],

@@ -35,8 +35,8 @@ except ImportError:
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
     import stepcache
 
-from stepcache.metrics import psnr
-from stepcache.plan import write_atomically
+from stepcache.files import write_atomically
+from stepcache.measure.metrics import psnr
 
 HUES = {name: colorsys.rgb_to_hsv(*rgb)[0] for name, rgb in COLOURS.items()}
 

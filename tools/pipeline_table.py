@@ -27,8 +27,8 @@ except ImportError:
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
     import stepcache
 
+from stepcache.files import write_atomically
 from stepcache.hosts.diffusers import BLOCKS
-from stepcache.plan import write_atomically
 
 STEPS = 12
 

@@ -10,14 +10,16 @@ Compute some denoising steps, predict the rest:
     print(run.summary())
 """
 
-from stepcache.cache import BranchSummary, RunSummary, StepCache
+from stepcache.core.cache import StepCache
+from stepcache.core.plan import Check, Plan
+from stepcache.core.summary import BranchSummary, RunSummary
+from stepcache.core.trajectory import Trajectory
 from stepcache.hosts.diffusers import Run, accelerate, disable, enable
 from stepcache.hosts.module import Attached, attach
-from stepcache.plan import Check, Plan, Trajectory
-from stepcache.policies import (
-    Checked,
+from stepcache.methods import (
     EasyCache,
     Fixed,
+    Hindsight,
     LeMiCa,
     MagCache,
     MagCacheCalibration,
@@ -27,7 +29,7 @@ from stepcache.policies import (
     TeaCache,
     Uniform,
 )
-from stepcache.presets import Preset, all_presets, preset
+from stepcache.methods.presets import Preset, all_presets, preset
 
 __version__ = "0.1.0"
 
@@ -35,9 +37,9 @@ __all__ = [
     "Attached",
     "BranchSummary",
     "Check",
-    "Checked",
     "EasyCache",
     "Fixed",
+    "Hindsight",
     "LeMiCa",
     "MagCache",
     "MagCacheCalibration",

@@ -2,6 +2,6 @@
 
 import sys
 
-from stepcache.cli import main
+from stepcache.commands.main import main
 
 sys.exit(main())

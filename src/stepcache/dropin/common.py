@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from stepcache.plan import Plan, Trajectory
-from stepcache.policies.fixed import Fixed
+from stepcache.core.plan import Plan
+from stepcache.core.trajectory import Trajectory
+from stepcache.methods.fixed import Fixed
 
 
 def add_boundary(group: argparse._ArgumentGroup) -> None:
@@ -36,7 +37,7 @@ def add_predict(group: argparse._ArgumentGroup) -> None:
     """The flags of LeMiCa's drop-ins that choose how reused steps are predicted, and by which plan."""
     group.add_argument(
         "--lemica_predict",
-        choices=("reuse", "checked"),
+        choices=("reuse", "hindsight"),
         default="reuse",
         help="repeat the last output, as published (reuse), or extrapolate it under a self-check (checked)",
     )

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import argparse
 
-from stepcache.cache import Policy
+from stepcache.core.cache import Policy
 from stepcache.dropin.common import add_boundary
 from stepcache.dropin.wan21 import launch
-from stepcache.policies.easycache import EasyCache
+from stepcache.methods.easycache import EasyCache
 
 
 def choose(own: argparse.Namespace, args: argparse.Namespace) -> tuple[Policy | None, str]:

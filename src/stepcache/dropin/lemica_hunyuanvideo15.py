@@ -19,11 +19,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from stepcache.cache import Policy
+from stepcache.core.cache import Policy
 from stepcache.dropin.common import add_boundary, add_predict, add_resample, fail, leads, planned, say
 from stepcache.hosts.hunyuanvideo15 import MODEL, CacheHelper, DoesNotFit, install
-from stepcache.policies.fixed import Fixed
-from stepcache.policies.lemica import LeMiCa
+from stepcache.methods.fixed import Fixed
+from stepcache.methods.lemica import LeMiCa
 
 CACHE_TYPES = ("lemica", "deepcache", "teacache", "taylorcache")
 

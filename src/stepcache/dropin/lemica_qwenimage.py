@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
-from stepcache.cache import Policy
+from stepcache.core.cache import Policy
 from stepcache.dropin.common import add_boundary, add_predict, fail, planned
 from stepcache.hosts.diffusers import accelerate
-from stepcache.policies.fixed import Off
-from stepcache.policies.lemica import LeMiCa
+from stepcache.methods.fixed import Off
+from stepcache.methods.lemica import LeMiCa
 
 BUDGETS = {"slow": 25, "medium": 17, "fast": 10}
 TABLES = {"Qwen/Qwen-Image": "qwen-image", "Qwen/Qwen-Image-2512": "qwen-image-2512"}

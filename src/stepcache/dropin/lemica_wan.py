@@ -12,12 +12,12 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from stepcache.cache import Policy
-from stepcache.calibration import Calibration, Recorder
+from stepcache.core.cache import Policy
 from stepcache.dropin.common import add_boundary, add_predict, add_resample, fail, leads, planned, say
 from stepcache.dropin.wan21 import KIN, launch
-from stepcache.policies.lemica import LeMiCa
-from stepcache.published.lemica import SCHEDULES
+from stepcache.methods.lemica import LeMiCa
+from stepcache.methods.lemica_schedules import SCHEDULES
+from stepcache.planning.calibration import Calibration, Recorder
 
 RECORDER = Recorder(channels=0)
 """What --lemica_calibration fills."""

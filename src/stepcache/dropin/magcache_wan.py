@@ -11,11 +11,11 @@ from __future__ import annotations
 import argparse
 import os
 
-from stepcache.cache import Policy
+from stepcache.core.cache import Policy
 from stepcache.dropin.common import add_boundary, fail, say
 from stepcache.dropin.wan21 import KIN, launch
-from stepcache.policies.magcache import MagCache, MagCacheCalibration, Ratios
-from stepcache.published.magcache import RATIOS
+from stepcache.methods.magcache import MagCache, MagCacheCalibration, Ratios
+from stepcache.methods.magcache_ratios import RATIOS
 
 CALIBRATION = MagCacheCalibration()
 

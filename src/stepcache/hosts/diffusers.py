@@ -23,11 +23,13 @@ import torch
 import torch.distributed as dist
 from torch.utils import _pytree as pytree
 
-from stepcache.cache import Policy, RunSummary, StepCache
-from stepcache.hosts.patching import BlockStack, Entrance, Method, Patches, inside
-from stepcache.plan import Boundary, Modulation, Plan, Trajectory
-from stepcache.policies.fixed import as_policy
-from stepcache.sampler import Remembered
+from stepcache.core.cache import Policy, StepCache
+from stepcache.core.plan import Plan
+from stepcache.core.summary import RunSummary
+from stepcache.core.trajectory import Boundary, Modulation, Trajectory
+from stepcache.hindsight.response import Remembered
+from stepcache.hosts.entering import BlockStack, Entrance, Method, Patches, inside
+from stepcache.methods.fixed import as_policy
 
 CONDITIONS = ("encoder_hidden_states", "cap_feats", "prompt_embeds", "class_labels", "input_ids")
 """Names of the transformers' text inputs; the first that is given tells branches apart where pipelines name none."""

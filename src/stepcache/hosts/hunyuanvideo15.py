@@ -11,10 +11,10 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
-from stepcache.cache import Policy, StepCache
-from stepcache.hosts.patching import BlockStack, Entrance, Method, Patches
-from stepcache.plan import Trajectory
-from stepcache.sampler import response
+from stepcache.core.cache import Policy, StepCache
+from stepcache.core.trajectory import Trajectory
+from stepcache.hindsight.response import response
+from stepcache.hosts.entering import BlockStack, Entrance, Method, Patches
 
 MODEL = "hunyuanvideo-1.5"
 

@@ -18,11 +18,13 @@ import torch
 import torch.distributed as dist
 from torch.utils import _pytree as pytree
 
-from stepcache.cache import Policy, RunSummary, StepCache
-from stepcache.hosts.patching import BlockStack, Entrance, Method, Patches, inside
-from stepcache.plan import Plan, Trajectory
-from stepcache.policies.fixed import as_policy
-from stepcache.sampler import response
+from stepcache.core.cache import Policy, StepCache
+from stepcache.core.plan import Plan
+from stepcache.core.summary import RunSummary
+from stepcache.core.trajectory import Trajectory
+from stepcache.hindsight.response import response
+from stepcache.hosts.entering import BlockStack, Entrance, Method, Patches, inside
+from stepcache.methods.fixed import as_policy
 
 
 class Attached:

@@ -16,10 +16,10 @@ from typing import Any
 
 import torch.distributed as dist
 
-from stepcache.cache import Policy, StepCache
-from stepcache.hosts.patching import BlockStack, Entrance, Patches
-from stepcache.plan import Trajectory
-from stepcache.sampler import response
+from stepcache.core.cache import Policy, StepCache
+from stepcache.core.trajectory import Trajectory
+from stepcache.hindsight.response import response
+from stepcache.hosts.entering import BlockStack, Entrance, Patches
 
 FACTORIES = ("WanT2V", "WanI2V", "WanFLF2V", "WanVace")
 SAMPLERS = ("FlowUniPCMultistepScheduler", "FlowDPMSolverMultistepScheduler")

@@ -1,0 +1,1 @@
+"""The subcommands: arguments and printing only."""

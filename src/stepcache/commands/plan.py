@@ -1,0 +1,310 @@
+"""`stepcache plan`: the best plan for a budget, from a calibration, in seconds and without the model.
+
+    stepcache plan --calibration calibration.json --budget 20 --out plan.json
+    stepcache generate --model DIR --prompt "..." --plan plan.json --output clip.mp4
+
+Instead of a budget, say what is wanted: `--target-speedup 2.5`, or `--target-psnr 35` (a forecast from the
+calibration's closed form: see docs/planning.md for how far it holds).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from stepcache.commands.generate import request_from
+from stepcache.core.plan import BASES, Check, Plan
+from stepcache.core.trajectory import BOUNDARIES
+from stepcache.files import check_writable, read_text
+from stepcache.measure.generation import load_pipeline, model_defaults, sample_latent
+from stepcache.methods.magcache import RATIOS_SCHEMA, Ratios
+from stepcache.planning.calibration import Calibration
+from stepcache.planning.costs import (
+    LONGEST_GAP,
+    finished,
+    gram_edges,
+    magcache_ratios,
+    plan_error,
+    plan_hindsight,
+    plan_lemica,
+    plan_magcache,
+)
+from stepcache.planning.forecasts import forecasts, psnr_of
+from stepcache.planning.paths import OBJECTIVES
+from stepcache.planning.refine import load_trials, refine, save_trials
+from stepcache.planning.replay import MeasuredEdges, measured_edges, rank_agreement, replays
+
+FEW_RUNS = 2
+"""Below this many calibrated runs a plan may fit their accidents."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of `stepcache plan`."""
+    parser.description = __doc__
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.set_defaults(run=run)
+    add = parser.add_argument
+    add(
+        "--calibration",
+        required=True,
+        metavar="FILE",
+        help="from stepcache calibrate, or --lemica_calibration of LeMiCa4Wan2.1; for --method magcache also ratios "
+        "from --magcache_calibration",
+    )
+    add("--out", required=True, metavar="FILE", help="the plan, a JSON file")
+    goal = parser.add_mutually_exclusive_group(required=True)
+    goal.add_argument("--budget", type=int, help="computed steps")
+    goal.add_argument("--target-speedup", type=float, metavar="X", help="the largest budget with this ideal speed-up")
+    goal.add_argument(
+        "--target-psnr", type=float, metavar="DB", help="the smallest budget that is forecast to reach it"
+    )
+    add(
+        "--method",
+        choices=("hindsight", "lemica", "magcache"),
+        default="hindsight",
+        help="checked: ours (default); lemica and magcache: as published, with what was measured on this model",
+    )
+    group = parser.add_argument_group("hindsight")
+    group.add_argument(
+        "--mode",
+        choices=("hindsight", "static", "reuse"),
+        default="hindsight",
+        help="extrapolation under the self-check (default), extrapolation alone, or plain reuse",
+    )
+    group.add_argument("--bands", default=None, help="edges of the self-check's mean filters, such as 11,5 (default 5)")
+    group.add_argument("--basis", choices=BASES, help="what the self-check has gains for (default guidance)")
+    group.add_argument(
+        "--refine",
+        type=int,
+        default=0,
+        metavar="TRIALS",
+        help="try so many neighbouring schedules on the calibrated prompts, keep the one that serves the worst quarter "
+        "of them best (needs --model; one trial takes budget/steps of a calibration's time; resumes)",
+    )
+    group = parser.add_argument_group("lemica")
+    group.add_argument(
+        "--edges",
+        default="gram",
+        metavar="gram|replay|FILE",
+        help="the graph: in closed form (default); measured now by replays, exactly as published (needs --model, takes "
+        "hundreds of runs' time, resumes); or measured before",
+    )
+    group.add_argument("--boundary", choices=BOUNDARIES, default="output", help="where replays reuse (output)")
+    group.add_argument("--replay-runs", type=int, help="replay only the first so many calibrated runs (default: all)")
+    group.add_argument("--objective", choices=OBJECTIVES, default="lexminimax", help="of the path (lexminimax)")
+    group.add_argument("--gamma", type=float, default=2.0, help="exponent of the power objective (2)")
+    group = parser.add_argument_group("magcache")
+    group.add_argument("--magcache_K", type=int, default=2, help="most consecutive reused steps (2)")
+    group.add_argument("--retention_ratio", type=float, default=0.2, help="share computed at the start (0.2)")
+    group = parser.add_argument_group("running the model (--edges replay, --refine)")
+    group.add_argument("--model", metavar="DIR_OR_ID", help="the model that was calibrated")
+    group.add_argument("--negative_prompt", default="", help="as calibrated")
+    group.add_argument("--device", help="default: cuda if there is one, else cpu")
+    group.add_argument("--dtype", choices=("float32", "bfloat16", "float16"))
+    for name in ("height", "width", "num_frames"):
+        group.add_argument(f"--{name}", type=int, help="as calibrated; default: the model's")
+    add(
+        "--longest",
+        type=int,
+        default=LONGEST_GAP,
+        help=f"most steps from one computed step to the next ({LONGEST_GAP})",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Read, plan, say what is expected, save."""
+    check_writable(Path(args.out))
+    if is_ratios(args.calibration):
+        return run_on_ratios(args)
+    calibration = Calibration.load(args.calibration)
+    if not calibration.runs:
+        raise ValueError(f"{args.calibration} holds no runs; calibrate first.")
+    budget = budget_from(args, calibration)
+    check_budget(budget, calibration.num_steps)
+    make = {"hindsight": checked, "lemica": lemica, "magcache": magcache}[args.method]
+    plan = make(args, calibration, budget)
+    if len(calibration.runs) < FEW_RUNS:
+        note = f"planned from {len(calibration.runs)} run only; calibrate a few more prompts for a steadier plan"
+        plan = replace(plan, notes=(*plan.notes, note))
+    plan.save(args.out)
+    print(plan)
+    error = float(plan_error(calibration, plan).mean())
+    forecast = psnr_of(calibration, error)
+    in_decibel = "" if forecast is None else f", about {forecast:.1f} dB"
+    print(f"forecast (open loop, no check): final latent off by {error:.2%}{in_decibel}; wrote {args.out}")
+    return 0
+
+
+def is_ratios(path: str) -> bool:
+    """Whether a file holds MagCache's ratios and nothing else."""
+    try:
+        data = json.loads(read_text(path, "calibration"))
+    except json.JSONDecodeError:
+        return False
+    return isinstance(data, dict) and data.get("schema") == RATIOS_SCHEMA
+
+
+def run_on_ratios(args: argparse.Namespace) -> int:
+    """A MagCache plan from a ratios file; nothing else can be planned or forecast from it."""
+    if args.method != "magcache" or args.target_psnr is not None:
+        what = "--target-psnr" if args.method == "magcache" else f"--method {args.method}"
+        raise ValueError(
+            f"{args.calibration} holds MagCache's ratios only, enough for --method magcache with a budget or speed-up; "
+            f"{what} needs a calibration (stepcache calibrate)."
+        )
+    ratios = Ratios.load(args.calibration)
+    budget = budget_at_speedup(args, ratios.num_steps) if args.budget is None else args.budget
+    check_budget(budget, ratios.num_steps)
+    plan = plan_magcache(ratios, budget, args.magcache_K, args.retention_ratio)
+    plan = replace(plan, boundary="blocks")  # what --magcache_calibration measures: the block stack's residual
+    plan.save(args.out)
+    print(f"{plan}\nwrote {args.out}")
+    return 0
+
+
+def check_budget(budget: int, num_steps: int) -> None:
+    """ValueError for a budget no run of this length has."""
+    if not 2 <= budget <= num_steps:
+        raise ValueError(f"--budget is {budget}; expected 2 to {num_steps}, the calibration's step count.")
+
+
+def budget_from(args: argparse.Namespace, calibration: Calibration) -> int:
+    """The budget, or the one that the target asks for."""
+    steps = calibration.num_steps
+    if args.budget is not None:
+        return int(args.budget)
+    if args.target_speedup is not None:
+        return budget_at_speedup(args, steps)
+    curve = forecasts(calibration)
+    if any(f.psnr is None for f in curve):
+        raise ValueError(
+            "the calibration has no accelerated run, so no PSNR can be forecast; calibrate without --no-decode."
+        )
+    for forecast in curve:
+        if forecast.psnr is not None and forecast.psnr >= args.target_psnr:
+            return forecast.budget
+    raise ValueError(f"no budget is forecast to reach {args.target_psnr:g} dB.")
+
+
+def budget_at_speedup(args: argparse.Namespace, steps: int) -> int:
+    """The largest budget whose ideal speed-up S / B is the one asked for."""
+    if not 1 <= args.target_speedup <= steps / 2:
+        raise ValueError(f"--target-speedup is {args.target_speedup}; expected 1 to {steps / 2:g} for {steps} steps.")
+    return int(steps / args.target_speedup)
+
+
+def checked(args: argparse.Namespace, calibration: Calibration, budget: int) -> Plan:
+    """Our plan by the flags."""
+    check = Check()
+    if args.bands is not None:
+        check = replace(check, bands=bands_from(args.bands))
+    if args.basis is not None:
+        check = replace(check, basis=args.basis)
+    plan = plan_hindsight(calibration, budget, mode=args.mode, longest=args.longest, check=check)
+    if args.refine < 0:
+        raise ValueError(f"--refine is {args.refine}; expected 0 (none) or a number of trials.")
+    return refined(args, calibration, plan) if args.refine else plan
+
+
+def refined(args: argparse.Namespace, calibration: Calibration, plan: Plan) -> Plan:
+    """The plan after closed-loop trials; OUT.trials.json holds what is done, and is gone on with."""
+    path = Path(args.out).with_suffix(".trials.json")
+    key = {"start": plan.computed, "runs": [(r.prompt, r.seed) for r in calibration.runs], "method": plan.method}
+    known = load_trials(path, key)
+    pipe, sample = runner(args, calibration)
+    truths = {}
+    for run in tqdm(calibration.runs, desc="uncached", unit="run", dynamic_ncols=True):
+        truths[run.prompt, run.seed] = sample(run.prompt, run.seed)
+    with tqdm(total=args.refine, initial=len(known), desc="trials", dynamic_ncols=True) as bar:
+        found, trials = refine(
+            pipe,
+            plan,
+            truths,
+            sample,
+            args.refine,
+            known=known,
+            save=lambda done: save_trials(path, done, key),
+            progress=bar.update,
+        )
+    first = next(t for t in trials if t.computed == plan.computed)
+    print(
+        f"{len(trials)} schedules tried: worst quarter {first.score:.1f} dB before, "
+        f"{dict(found.figures)['measured_snr_worst_quarter_db']:.1f} dB after (latent signal to noise)"
+    )
+    return replace(found, errors=plan.errors if found.computed == plan.computed else ())
+
+
+def runner(args: argparse.Namespace, calibration: Calibration) -> tuple[Any, Callable[[str, int], torch.Tensor]]:
+    """The calibrated model's pipeline, and a function that runs it as it was calibrated."""
+    if not args.model:
+        raise ValueError("this needs --model, the model that was calibrated.")
+    guidance = 1.0 if calibration.guidance is None else calibration.guidance
+    flags = argparse.Namespace(**{**vars(args), "steps": calibration.num_steps, "guidance": guidance})
+    request = request_from(flags, model_defaults(args.model))
+    pipe = load_pipeline(args.model, args.device, args.dtype)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe, lambda prompt, seed: sample_latent(pipe, replace(request, prompt=prompt, seed=seed))
+
+
+def bands_from(text: str) -> tuple[int, ...]:
+    """Filter edges from "11,5"; "" or "none" is one band."""
+    try:
+        return tuple(int(part) for part in text.split(",")) if text not in ("", "none") else ()
+    except ValueError:
+        raise ValueError(f"--bands is {text!r}; expected odd numbers separated by commas, such as 11,5.") from None
+
+
+def magcache(args: argparse.Namespace, calibration: Calibration, budget: int) -> Plan:
+    """MagCache's plan from the calibration's own ratios."""
+    plan = plan_magcache(magcache_ratios(calibration), budget, args.magcache_K, args.retention_ratio)
+    return finished(calibration, plan)
+
+
+def lemica(args: argparse.Namespace, calibration: Calibration, budget: int) -> Plan:
+    """LeMiCa's plan by the flags, and how well the closed form agrees with measured edges."""
+    closed = gram_edges(calibration, args.longest)
+    settings = {"objective": args.objective, "gamma": args.gamma}
+    if args.edges == "gram":
+        source = "LeMiCa's graph (arXiv 2511.00090) in closed form"
+        return plan_lemica(calibration, budget, closed, source=source, **settings)
+    measured = replayed(args, calibration) if args.edges == "replay" else MeasuredEdges.load(args.edges)
+    measured.check(calibration)
+    mean = measured.mean()
+    print(f"closed form and measured edges: rank correlation {rank_agreement(closed, mean):.3f} over {len(mean)} edges")
+    source = f"LeMiCa's graph (arXiv 2511.00090), {len(mean)} edges measured over {len(measured.runs)} run(s)"
+    return replace(plan_lemica(calibration, budget, mean, source=source, **settings), boundary=measured.boundary)
+
+
+def replayed(args: argparse.Namespace, calibration: Calibration) -> MeasuredEdges:
+    """Measure the edges now; OUT.edges.json holds what is done, and is gone on with."""
+    path = Path(args.out).with_suffix(".edges.json")
+    known = MeasuredEdges.load(path) if path.exists() else None
+    if known is not None:
+        known.check(calibration)
+        if (known.boundary, known.longest) != (args.boundary, args.longest):
+            raise ValueError(f"{path} is of boundary {known.boundary}, longest {known.longest}; choose another --out.")
+    pairs = [(r.prompt, r.seed) for r in calibration.runs][: args.replay_runs]
+    done = known.done if known else set()
+    todo = [pair for pair in pairs if pair not in done]
+    if not todo and known is not None:
+        return known
+    pipe, sample = runner(args, calibration)
+    total = len(todo) * len(replays(calibration.num_steps, args.longest))
+    with tqdm(total=total, desc="replays", unit="run", dynamic_ncols=True) as bar:
+        return measured_edges(
+            pipe,
+            todo,
+            sample,
+            longest=args.longest,
+            boundary=args.boundary,
+            known=known,
+            save=lambda edges: edges.save(path),
+            progress=bar.update,
+        )

@@ -1,0 +1,1 @@
+"""Trajectory, plan, cache and summary: what every method and host shares."""

@@ -1,0 +1,109 @@
+"""Where results lie: a folder on this machine, or any address fsspec knows (s3://bucket/folder, gs://, memory://)."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from stepcache.files import write_atomically
+from stepcache.measure.video import replacing
+
+
+def place(address: str | os.PathLike[str]) -> Path:
+    """A `Path`, or for an address with :// in it universal_pathlib's `UPath`, which has the same methods.
+
+    Raises:
+        ImportError: universal_pathlib, or what fsspec needs for this kind of address, is not installed.
+        ValueError: fsspec does not know this kind of address.
+    """
+    text = os.fspath(address)
+    for local in ("file://", "local://"):
+        text = text.removeprefix(local)
+    if "://" not in text:
+        return Path(text)
+    try:
+        from upath import UPath
+    except ImportError as error:
+        raise ImportError(f"{text!r} needs universal_pathlib: pip install 'stepcache[cluster]'.") from error
+    found: Any = UPath(text)
+    found.fs  # noqa: B018 - asks fsspec for the file system now: what is missing is said before the work
+    return found
+
+
+def is_remote(path: Path) -> bool:
+    """Whether a place is reached through fsspec."""
+    return not isinstance(path, Path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file, whole or not at all; folders above it are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if is_remote(path):
+        path.write_text(text, encoding="utf-8")  # object stores show an object when it is complete
+    else:
+        write_atomically(path, text)
+
+
+@contextmanager
+def arriving(path: Path) -> Iterator[Path]:
+    """A local path to write a file to; it is at `path` afterwards, whole, or not at all if the body raises."""
+    if not is_remote(path):
+        with replacing(path) as temporary:
+            yield temporary
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        local = Path(scratch) / path.name
+        yield local
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.fs.put_file(str(local), path.path)  # type: ignore[attr-defined]
+
+
+@contextmanager
+def at_hand(path: Path) -> Iterator[Path]:
+    """The file as a local path, copied for the time being if it lies elsewhere; FileNotFoundError if there is none."""
+    if not is_remote(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        local = Path(scratch) / path.name
+        path.fs.get_file(path.path, str(local))  # type: ignore[attr-defined]
+        yield local
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file from any place to any other."""
+    with at_hand(source) as local, arriving(target) as temporary:
+        shutil.copyfile(local, temporary)
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is such a file, also if another machine has just written it."""
+    if is_remote(path):
+        path.fs.invalidate_cache()  # type: ignore[attr-defined]
+    return path.exists()
+
+
+def files_below(folder: Path, pattern: str) -> list[Path]:
+    """Files that match, sorted; what others have just written there is seen."""
+    if is_remote(folder):
+        folder.fs.invalidate_cache()  # type: ignore[attr-defined]
+    return sorted((path for path in folder.glob(pattern) if path.is_file()), key=str)
+
+
+def below(path: Path, root: Path) -> str:
+    """The part of a path under `root`, with slashes."""
+    return "/".join(path.parts[len(root.parts) :])
+
+
+def check_writable(folder: Path) -> None:
+    """Find out before the work that files can be written there (OSError), without leaving one behind."""
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / f".stepcache-{secrets.token_hex(8)}"  # others may be finding out the same
+    probe.write_text("")
+    probe.unlink()

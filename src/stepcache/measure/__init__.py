@@ -1,0 +1,1 @@
+"""Make clips and measure them: video files, PSNR, SSIM, LPIPS."""

@@ -1,0 +1,73 @@
+"""LeMiCa: the schedules its authors found as lexicographic minimax paths (arXiv 2511.00090) and published."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from stepcache.core.cache import Decider, FollowPlan
+from stepcache.core.plan import Plan
+from stepcache.core.trajectory import Boundary, Trajectory
+from stepcache.methods.lemica_schedules import SCHEDULES, SOURCE
+
+Predict = Literal["reuse", "hindsight"]
+
+
+@dataclass(frozen=True)
+class LeMiCa:
+    """A published LeMiCa schedule.
+
+    Args:
+        budget: computed steps, one of the model's published budgets (or any, with `resample`).
+        model: whose table, e.g. "wan2.1-t2v-1.3B"; `None`: that of the model that runs.
+        resample: allow budgets and step counts that are not published (see `Plan.resampled`).
+        boundary: "blocks" as the published code reuses (the residual of the block stack), or "output".
+        predict: "reuse" repeats the last output, as published; "hindsight" extrapolates under a self-check (see
+            `policies.checked`) on the same schedule.
+    """
+
+    budget: int = 25
+    model: str | None = None
+    resample: bool = False
+    boundary: Boundary = "output"
+    predict: Predict = "reuse"
+
+    def __post_init__(self) -> None:
+        if self.predict not in ("reuse", "hindsight"):
+            raise ValueError(f"predict is {self.predict!r}; expected reuse or hindsight.")
+
+    def plan(self, model: str | None = None, num_steps: int | None = None) -> Plan:
+        """The schedule for `model` (default: this policy's) at `num_steps` (default: the published count).
+
+        Raises:
+            ValueError: model, budget or step count not published; the sentence lists what is.
+        """
+        table, published, schedules = self._table(model)
+        steps = published if num_steps is None else num_steps
+        if not self.resample and (steps != published or self.budget not in schedules):
+            raise ValueError(
+                f"LeMiCa has no published schedule for {table} with {self.budget} of {steps} steps; "
+                f"published are {', '.join(map(str, sorted(schedules)))} of {published} steps. "
+                "Choose one of these, or ask for resampling (resample=True, --resample, --lemica_resample)."
+            )
+        nearest = min(schedules, key=lambda b: (abs(b - self.budget), -b))
+        plan = Plan(published, schedules[nearest], "lemica", table, boundary=self.boundary, source=SOURCE)
+        if (self.budget, steps) != (nearest, published):
+            plan = plan.resampled(steps, self.budget)
+        return plan.checked() if self.predict == "hindsight" else plan
+
+    def _table(self, model: str | None) -> tuple[str, int, dict[int, tuple[int, ...]]]:
+        name = model or self.model
+        if name not in SCHEDULES:
+            raise ValueError(
+                f"LeMiCa has no published table for {name or 'this model'}; "
+                f"name one (model=..., --table) of {', '.join(SCHEDULES)}, or bring a plan of your own."
+            )
+        return name, *SCHEDULES[name]
+
+    def begin(self, run: Trajectory) -> Decider:
+        """Take the table of the named model, else of the one that runs."""
+        return FollowPlan(replace(self.plan(self.model or run.model, run.num_steps), boundary=run.boundary))
+
+    def __str__(self) -> str:
+        return f"lemica (budget {self.budget}{', hindsight' if self.predict == 'hindsight' else ''})"

@@ -1,0 +1,89 @@
+"""TaylorSeer: predict instead of repeat, by a Taylor series from finite differences (arXiv 2503.06923, equations 4-6).
+
+At computed step a, after the computed step b before it, with F_0 the feature itself:
+
+    F_(j+1)(a) = (F_j(a) - F_j(b)) / (a - b)                 j < order, as far as F_j(b) is known
+    predicted at step s > a:  sum over j of F_j(a) (s - a)^j / j!
+
+All of this is linear in the features of the last order + 1 computed steps, so it is a plan with weights. The authors
+predict every attention and MLP output; here it is the transformer's output ("output") or block residual ("blocks"),
+which needs a few latents of memory instead of hundreds of gigabytes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from stepcache.core.cache import Decider, FollowPlan
+from stepcache.core.plan import Plan
+from stepcache.core.trajectory import Boundary, Trajectory
+
+Row = tuple[float, ...]
+"""Coefficients over the computed features, newest first."""
+
+
+@dataclass(frozen=True)
+class TaylorSeer:
+    """TaylorSeer at a fixed interval.
+
+    Args:
+        interval: every `interval`-th step is computed (the authors: 5 for Wan2.1 and HunyuanVideo, 6 for FLUX).
+        order: highest difference used: 0 repeats, 1 extrapolates linearly (the authors' choice), 2 quadratically.
+        first_enhance: steps computed at the start (1 for Wan2.1 and HunyuanVideo, 3 for FLUX); the last always is.
+        boundary: "output" or "blocks".
+    """
+
+    interval: int = 5
+    order: int = 1
+    first_enhance: int = 1
+    boundary: Boundary = "output"
+
+    def __post_init__(self) -> None:
+        if self.interval < 1:
+            raise ValueError(f"interval is {self.interval}; expected 1 (every step) or more.")
+        if self.order not in (0, 1, 2):
+            raise ValueError(f"order is {self.order}; expected 0, 1 or 2.")
+        if self.first_enhance < 1:
+            raise ValueError(f"first_enhance is {self.first_enhance}; expected 1 or more, the first step is computed.")
+
+    def plan(self, num_steps: int) -> Plan:
+        """Schedule and weights for `num_steps`."""
+        last = min(self.first_enhance, num_steps) - 1
+        every = range(last + self.interval, num_steps, self.interval)
+        computed = tuple(sorted({*range(last + 1), *every, num_steps - 1}))
+        weights = taylor_weights(computed, num_steps, self.order)
+        return Plan(num_steps, computed, "taylorseer", boundary=self.boundary, weights=weights)
+
+    def begin(self, run: Trajectory) -> Decider:
+        """Schedule and weights for the run's step count."""
+        return FollowPlan(self.plan(run.num_steps))
+
+    def __str__(self) -> str:
+        return f"taylorseer (interval {self.interval}, order {self.order})"
+
+
+def taylor_weights(computed: tuple[int, ...], num_steps: int, order: int) -> tuple[tuple[int, Row], ...]:
+    """(step, weights) of every reused step of a schedule, for a Taylor series of at most `order`."""
+    weights: list[tuple[int, Row]] = []
+    differences: list[Row] = []
+    node = 0
+    for step in range(num_steps):
+        if step in computed:
+            differences = _differences(differences, step - node, order)
+            node = step
+        else:
+            terms = [(step - node) ** j / math.factorial(j) for j in range(len(differences))]
+            row = tuple(sum(t * d[i] for t, d in zip(terms, differences, strict=True)) for i in range(len(differences)))
+            weights.append((step, row))
+    return tuple(weights)
+
+
+def _differences(before: list[Row], gap: int, order: int) -> list[Row]:
+    """F_0 .. F_order at a new computed step, from those at the one before, `gap` steps ago; rows of equal length."""
+    width = min(len(before) + 1, order + 1)
+    shifted = [(0.0, *row)[:width] for row in before]  # its features are now one place older
+    new: list[Row] = [(1.0, *[0.0] * (width - 1))]
+    for j in range(width - 1):
+        new.append(tuple((a - b) / gap for a, b in zip(new[j], shifted[j], strict=True)))
+    return new

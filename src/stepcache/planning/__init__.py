@@ -1,0 +1,1 @@
+"""From calibrated runs to plans: calibration, costs, paths, replays, refinement, plan files."""

@@ -1,0 +1,475 @@
+"""What uncached runs teach about a model: a small file from which any plan can be made without another evaluation.
+
+Of a run of S steps with outputs v_k (one a branch) and latents x_k are kept
+
+- the Gram matrix of all outputs and latents: any prediction of an output from other outputs is a sum of them, so its
+  error, and the error of a whole plan, are sums over inner products;
+- the change of magnitude from step to step (MagCache's ratios) and the transformation rates (EasyCache's k).
+
+A sampler that is linear in the outputs makes x_k = a_k x_0 + sum over s < k of R[k, s] v_s, v_s being the guided
+output. The numbers a and R, the *response*, come from pushing unit vectors through the scheduler itself, so they are
+exact for Euler, UniPC, DPM++ and any other linear sampler. That the recorded latents obey them is verified.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import functools
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from stepcache.core.cache import Call, Decider
+from stepcache.core.plan import math_close
+from stepcache.core.trajectory import Boundary, Trajectory
+from stepcache.files import parse_document, read_text, write_atomically
+from stepcache.hindsight.response import Remembered
+
+CALIBRATION_SCHEMA, CALIBRATION_VERSION = "stepcache.calibration", 1
+
+
+LARGEST_FILE = 512 * 2**20
+"""Bytes; a calibration has some 150 KB a run. More is not one."""
+
+
+MOST_STEPS = 1000
+
+
+NOT_LINEAR = 0.05
+"""Relative error of a latent rebuilt from outputs above which the sampler is not what it was taken for."""
+
+
+@dataclass(frozen=True)
+class CalibratedRun:
+    """What one uncached run left.
+
+    Args:
+        prompt, seed: which run.
+        gram: float64 (R, R), inner products of the R = S * (branches + 1) vectors: the outputs of the first branch in
+            the order of steps, of the next branch, ..., then the latents fed to the model.
+        magnitude: branch -> float64 (S, 3): mean over positions of |v_k| / |v_(k-1)| (norms over channels), its
+            spread, and 1 - cosine; the first row is (1, 0, 0).
+        rates: branch -> float64 (S,): mean |v_k - v_(k-1)| / mean |x_k - x_(k-1)|, the first 0.
+        anchors: (budget, relative error of the final latent, PSNR in dB of the decoded clip) of accelerated runs of
+            this prompt, `Hindsight` on a uniform schedule: what forecasts are scaled to. None if none was made.
+    """
+
+    prompt: str
+    seed: int
+    gram: np.ndarray
+    magnitude: dict[str, np.ndarray]
+    rates: dict[str, np.ndarray]
+    anchors: tuple[tuple[int, float, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Calibrated runs of one model under one sampler.
+
+    Args:
+        num_steps: S.
+        model, scheduler, shift, guidance, timesteps: what was run; the key of all plans made from it.
+        branches: names in the order of the Gram matrices, and
+        alpha: what the guided output is made of: sum over branches of alpha * output.
+        response: float64 (S + 1, S + 1): row k is the latent x_k over (x_0, v_0, ..., v_(S-1)).
+        size: shape of the latent, batch dimension left out.
+        runs: one a prompt and seed.
+
+    Raises:
+        ValueError: if shapes or numbers do not fit each other.
+    """
+
+    num_steps: int
+    model: str | None
+    scheduler: str | None
+    shift: float | None
+    guidance: float | None
+    timesteps: tuple[float, ...]
+    branches: tuple[str, ...]
+    alpha: tuple[float, ...]
+    response: np.ndarray
+    size: tuple[int, ...]
+    runs: tuple[CalibratedRun, ...] = ()
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        steps, rows = self.num_steps, self.num_steps * (len(self.branches) + 1)
+        if not 2 <= steps <= MOST_STEPS:
+            raise ValueError(f"a calibration of {steps} steps; expected 2 to {MOST_STEPS}.")
+        if len(self.timesteps) != steps or len(self.alpha) != len(self.branches) or not self.branches:
+            raise ValueError("timesteps, branches and their shares do not fit the step count.")
+        if self.response.shape != (steps + 1, steps + 1) or not np.isfinite(self.response).all():
+            raise ValueError(f"the sampler's response is not a finite {steps + 1} x {steps + 1} matrix.")
+        for run in self.runs:
+            if run.gram.shape != (rows, rows) or not np.isfinite(run.gram).all():
+                raise ValueError(f"the Gram matrix of {run.prompt!r} is not a finite {rows} x {rows} matrix.")
+
+    @property
+    def influence(self) -> np.ndarray:
+        """(S,): how much the final latent moves per unit of each step's guided output, the other outputs unchanged."""
+        return np.asarray(self.response[-1, 1:])
+
+    @property
+    def done(self) -> set[tuple[str, int]]:
+        """(prompt, seed) of the runs it has."""
+        return {(run.prompt, run.seed) for run in self.runs}
+
+    @functools.cached_property
+    def grams(self) -> np.ndarray:
+        """(runs, R, R), float64."""
+        return np.stack([run.gram for run in self.runs])
+
+    def norms(self, vector: np.ndarray) -> np.ndarray:
+        """(runs,): norm of a sum of the recorded vectors, with the weights of `vector`, (R,)."""
+        return np.asarray(np.sqrt(quadratic(vector, self.grams)))
+
+    @property
+    def final_norms(self) -> np.ndarray:
+        """(runs,): the norm of each run's final latent."""
+        return self.norms(self.state_vector(self.num_steps))
+
+    def state_vector(self, step: int) -> np.ndarray:
+        """(R,): latent x_step (of a reference run) over the Gram matrix's vectors, rebuilt from x_0 and the outputs."""
+        steps, vector = self.num_steps, np.zeros(self.num_steps * (len(self.branches) + 1))
+        for b, alpha in enumerate(self.alpha):
+            vector[b * steps : (b + 1) * steps] = alpha * self.response[step, 1:]
+        vector[len(self.branches) * steps] = self.response[step, 0]
+        return vector
+
+    def linearity(self) -> np.ndarray:
+        """(runs,): largest relative error of a recorded latent rebuilt from x_0 and the outputs."""
+        worst = np.zeros(len(self.runs))
+        first = len(self.branches) * self.num_steps
+        for step in range(1, self.num_steps):
+            vector = self.state_vector(step)
+            vector[first + step] -= 1
+            size = self.grams[:, first + step, first + step]
+            worst = np.maximum(worst, self.norms(vector) / np.sqrt(size))
+        return worst
+
+    def verified(self) -> Calibration:
+        """Itself; ValueError if a recorded latent is not what sampler, guidance and outputs make of it."""
+        if self.runs and (worst := float(self.linearity().max())) > NOT_LINEAR:
+            raise ValueError(
+                f"the recorded latents differ by {worst:.1%} from what {self.scheduler} makes of the outputs at "
+                f"guidance {self.guidance}: the sampler adds noise, or guidance is not linear (rescaled, or switched "
+                "within the run). Plans from such a run would be wrong; calibrate with a plain sampler and guidance."
+            )
+        return self
+
+    def key(self) -> dict[str, Any]:
+        """What two calibrations must share to be merged, and a resumed one must not change."""
+        names = ("model", "scheduler", "num_steps", "shift", "guidance", "branches", "size")
+        return {name: getattr(self, name) for name in names}
+
+    def differences(self, other: Calibration) -> list[str]:
+        """In words, how the other's key differs."""
+        mine, theirs = self.key(), other.key()
+        found = [f"{name} {mine[name]} and {theirs[name]}" for name in mine if mine[name] != theirs[name]]
+        if not found and not all(map(math_close, self.timesteps, other.timesteps)):
+            found.append("other timesteps")
+        return found
+
+    def merged(self, *others: Calibration) -> Calibration:
+        """All runs together, each prompt and seed once.
+
+        Raises:
+            ValueError: the calibrations are of different models, samplers, step counts, guidance or sizes.
+        """
+        runs = {(run.prompt, run.seed): run for run in self.runs}
+        for other in others:
+            if found := self.differences(other):
+                raise ValueError(f"these calibrations cannot be merged: {'; '.join(found)}.")
+            for run in other.runs:
+                runs.setdefault((run.prompt, run.seed), run)
+        return replace(self, runs=tuple(runs.values()))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write as JSON (matrices as base64 of little-endian float64, upper triangles only), whole or not at all."""
+        names = ("num_steps", "model", "scheduler", "shift", "guidance", "timesteps", "branches", "alpha", "size")
+        document: dict[str, Any] = {"schema": CALIBRATION_SCHEMA, "version": CALIBRATION_VERSION}
+        document |= {name: getattr(self, name) for name in names} | {"about": self.about}
+        document["response"] = _pack(self.response)
+        document["runs"] = [
+            {
+                "prompt": run.prompt,
+                "seed": run.seed,
+                "gram": _pack(run.gram[np.triu_indices(len(run.gram))]),
+                "magnitude": {name: rows.tolist() for name, rows in run.magnitude.items()},
+                "rates": {name: row.tolist() for name, row in run.rates.items()},
+                "anchors": run.anchors,
+            }
+            for run in self.runs
+        ]
+        write_atomically(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Calibration:
+        """Read `save`'s file; nothing in it is executed, and sizes are checked before anything is allocated.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: not a calibration, damaged, or of absurd size.
+        """
+        name = os.fspath(path)
+        if Path(path).is_file() and (size := Path(path).stat().st_size) > LARGEST_FILE:
+            raise ValueError(f"calibration file {name!r} has {size} bytes; at most {LARGEST_FILE} are read.")
+        text = read_text(path, "calibration")
+        try:
+            return cls._from_document(parse_document(text, CALIBRATION_SCHEMA, CALIBRATION_VERSION))
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise ValueError(f"calibration file {name!r}: not a valid calibration ({error!r:.200}).") from error
+
+    @classmethod
+    def _from_document(cls, data: dict[str, Any]) -> Calibration:
+        steps = data["num_steps"]
+        if type(steps) is not int or not 2 <= steps <= MOST_STEPS:
+            raise ValueError(f"num_steps is {steps!r}")
+        branches = tuple(str(name) for name in data["branches"])
+        rows = steps * (len(branches) + 1)
+        runs = tuple(_run_from(entry, steps, rows, branches) for entry in data.pop("runs"))
+        response = _unpack(data.pop("response"), (steps + 1) ** 2).reshape(steps + 1, steps + 1)
+        data |= {"branches": branches, "timesteps": tuple(map(float, data["timesteps"]))}
+        data |= {"alpha": tuple(map(float, data["alpha"])), "size": tuple(map(int, data["size"]))}
+        return cls(**data, response=response, runs=runs)
+
+
+def _run_from(entry: dict[str, Any], steps: int, rows: int, branches: tuple[str, ...]) -> CalibratedRun:
+    gram = np.zeros((rows, rows))
+    gram[np.triu_indices(rows)] = _unpack(entry["gram"], rows * (rows + 1) // 2)
+    gram = gram + np.triu(gram, 1).T
+    magnitude = {name: np.asarray(entry["magnitude"][name], float).reshape(steps, 3) for name in branches}
+    rates = {name: np.asarray(entry["rates"][name], float).reshape(steps) for name in branches}
+    anchors = tuple((int(budget), float(error), float(psnr)) for budget, error, psnr in entry["anchors"])
+    return CalibratedRun(str(entry["prompt"]), int(entry["seed"]), gram, magnitude, rates, anchors)
+
+
+def _pack(values: np.ndarray) -> str:
+    return base64.b64encode(np.ascontiguousarray(values, "<f8").tobytes()).decode("ascii")
+
+
+def _unpack(text: str, count: int) -> np.ndarray:
+    if not isinstance(text, str) or len(text) != 4 * math.ceil(8 * count / 3):
+        raise ValueError(f"a matrix does not have its {count} numbers")
+    try:
+        return np.frombuffer(base64.b64decode(text, validate=True), "<f8").astype(float)
+    except binascii.Error as error:
+        raise ValueError(f"a matrix is damaged: {error}") from error
+
+
+class Recorder:
+    """A policy that computes every step and records what a calibration needs.
+
+    Outputs and latents are streamed to `folder` (a temporary file there) or, without one, to the CPU's memory; on the
+    device the model runs on, nothing is kept but one output a branch.
+
+    Args:
+        dtype: of what is stored until the run ends, float32 or a half-precision type.
+        folder: where temporary files go, e.g. a fast disc; default: memory.
+        scheduler: gives the sampler whose timesteps a run has just set, for its response.
+        channels: which dimension of the latents the channels are: 1 behind a batch dimension, 0 without one.
+    """
+
+    boundary: Boundary = "output"
+
+    def __init__(
+        self,
+        dtype: torch.dtype = torch.float32,
+        folder: str | os.PathLike[str] | None = None,
+        scheduler: Callable[[], Any] | None = None,
+        channels: int = 1,
+    ) -> None:
+        if dtype not in (torch.float32, torch.float16, torch.bfloat16):
+            raise ValueError(f"outputs are stored as {dtype}; expected float32, float16 or bfloat16.")
+        self.dtype, self.folder, self.scheduler, self.channels = dtype, folder, scheduler, channels
+        self.current: _Recording | None = None
+        self.response: np.ndarray | None = None
+        self._ask = Remembered()
+
+    def begin(self, run: Trajectory) -> Decider:
+        """Record one more run; an unfinished one is dropped."""
+        if run.num_steps > MOST_STEPS:
+            raise ValueError(f"a run of {run.num_steps} steps; at most {MOST_STEPS} can be calibrated.")
+        self.current = _Recording(run, self)
+        return self.current
+
+    def see_sampler(self, sampler: Any) -> None:
+        """For hosts whose pipelines make a sampler for every run: this is the next run's."""
+        self.scheduler = lambda: sampler
+
+    def started(self) -> None:
+        """The first step begins: the sampler has its timesteps and has not moved yet."""
+        if self.scheduler is not None and self.current is not None:
+            sampler, run = self.scheduler(), self.current.run
+            timesteps = tuple(float(t) for t in sampler.timesteps)
+            try:
+                self.response = self._ask(sampler).numpy()
+            except ValueError as error:
+                raise ValueError(
+                    f"{error} So no error of a plan can be foreseen from its runs; calibrate with a deterministic "
+                    "sampler."
+                ) from error
+            named = run.scheduler or type(sampler).__name__
+            self.current.run = replace(run, timesteps=run.timesteps or timesteps, scheduler=named)
+
+    def finish(self, prompt: str, seed: int) -> Calibration:
+        """The last run as a calibration of one run.
+
+        Raises:
+            ValueError: the run did not come to its end, its branches are not those of guidance, or its latents are
+                not what the sampler makes of its outputs.
+        """
+        if self.current is None or not self.current.complete:
+            raise ValueError("the run did not come to its end, so there is nothing to learn from it.")
+        if self.response is None:
+            raise ValueError("the sampler's response is not known; name the scheduler, or set `response`.")
+        return self.current.calibration(prompt, seed, self.response)
+
+    @property
+    def trajectory(self) -> Trajectory:
+        """The last run's."""
+        if self.current is None:
+            raise ValueError("nothing was recorded.")
+        return self.current.run
+
+    def output(self, branch: str, step: int) -> torch.Tensor:
+        """A recorded output, in the shape it had; ValueError if there is none."""
+        if self.current is None or branch not in self.current.vectors:
+            raise ValueError(f"no output of branch {branch!r} was recorded.")
+        return self.current.vectors[branch][step].view(self.current.shape)
+
+    def combined(self, vector: np.ndarray) -> torch.Tensor:
+        """The last run's vectors summed with the weights of `vector`, (R,): a latent of one sample, float32.
+
+        With `Calibration.state_vector(S)` that is the final latent; with a plan's `planner.final_error` added, the
+        final latent that plan leads to in open loop.
+        """
+        if self.current is None:
+            raise ValueError("nothing was recorded.")
+        return self.current.combined(vector)
+
+    def __str__(self) -> str:
+        return "calibration"
+
+
+class _Recording(Decider):
+    """The vectors of one run, and the figures that need whole tensors."""
+
+    history = 0
+
+    def __init__(self, run: Trajectory, recorder: Recorder) -> None:
+        self.run, self._recorder = run, recorder
+        self.vectors: dict[str, list[torch.Tensor]] = {}
+        self.latents: list[torch.Tensor] = []
+        self.shape = torch.Size()
+        self._last: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._magnitude: dict[str, list[torch.Tensor]] = {}
+        self._rates: dict[str, list[torch.Tensor]] = {}
+
+    @property
+    def complete(self) -> bool:
+        counts = {len(rows) for rows in self.vectors.values()} | {len(self.latents)}
+        return counts == {self.run.num_steps}
+
+    def compute(self, step: int, x: torch.Tensor) -> bool:
+        if step == 0:
+            self._recorder.started()
+        return True
+
+    def observe(self, call: Call, x: torch.Tensor, output: torch.Tensor, kept: torch.Tensor | None) -> None:
+        x, output = x.detach().float(), output.detach().float()
+        if x.shape != output.shape:
+            raise ValueError(
+                f"the model maps {tuple(x.shape)} to {tuple(output.shape)}; only like shapes are calibrated."
+            )
+        self.shape = x.shape
+        magnitude, rate = torch.tensor([1.0, 0.0, 0.0]), torch.tensor(0.0)
+        if call.branch in self._last:
+            before, x_before = self._last[call.branch]
+            over = self._recorder.channels if output.ndim > 3 else -1
+            ratio = output.norm(dim=over) / before.norm(dim=over)
+            cosine = torch.cosine_similarity(output, before, dim=over)
+            magnitude = torch.stack([ratio.mean(), ratio.std(), 1 - cosine.mean()])
+            rate = (output - before).abs().mean() / (x - x_before).abs().mean()
+        self._last[call.branch] = output, x
+        self._magnitude.setdefault(call.branch, []).append(magnitude.cpu())
+        self._rates.setdefault(call.branch, []).append(rate.cpu())
+        self.vectors.setdefault(call.branch, []).append(self._store(output))
+        if call.leader:
+            self.latents.append(self._store(x))
+
+    def _store(self, x: torch.Tensor) -> torch.Tensor:
+        dtype, folder = self._recorder.dtype, self._recorder.folder
+        flat = x.flatten().to("cpu", dtype)
+        if folder is None:
+            return flat.clone()
+        with tempfile.TemporaryFile(dir=folder) as file:  # has no name: nothing is left after a crash
+            if hasattr(os, "posix_fallocate"):  # a full disc is an error here, not a crash on the first write
+                os.posix_fallocate(file.fileno(), 0, flat.numel() * flat.element_size())
+            mapped = np.memmap(file, np.uint8, "w+", shape=(flat.numel() * flat.element_size(),))
+        stored = torch.from_numpy(mapped).view(dtype)
+        stored.copy_(flat)
+        return stored
+
+    def calibration(self, prompt: str, seed: int, sampler_response: np.ndarray) -> Calibration:
+        run, branches = self.run, tuple(self.vectors)
+        gram = gram_matrix([v for rows in self.vectors.values() for v in rows] + self.latents)
+        magnitude = {n: torch.stack(rows).double().numpy() for n, rows in self._magnitude.items()}
+        rates = {n: torch.stack(rows).double().numpy() for n, rows in self._rates.items()}
+        return Calibration(
+            num_steps=run.num_steps,
+            model=run.model,
+            scheduler=run.scheduler,
+            shift=run.shift,
+            guidance=run.guidance,
+            timesteps=run.timesteps or tuple(float(k) for k in range(run.num_steps)),
+            branches=branches,
+            alpha=guidance_shares(branches, run.guidance),
+            response=sampler_response,
+            size=tuple(self.shape[1:] if self._recorder.channels else self.shape),
+            runs=(CalibratedRun(prompt, seed, gram, magnitude, rates),),
+        ).verified()
+
+    def combined(self, vector: np.ndarray) -> torch.Tensor:
+        rows = [v for stored in self.vectors.values() for v in stored] + self.latents
+        total = torch.zeros_like(rows[0], dtype=torch.float64)
+        for weight, row in zip(vector, rows, strict=True):
+            if weight:
+                total.add_(row.double(), alpha=float(weight))
+        return total.float().view(self.shape)
+
+
+def quadratic(vector: np.ndarray, grams: np.ndarray) -> np.ndarray:
+    """(runs,): squared norm of a sum of vectors, weights `vector` (n,), inner products `grams` (runs, n, n)."""
+    return np.asarray(np.einsum("a,rab,b->r", vector, grams, vector).clip(0))
+
+
+def guidance_shares(branches: Sequence[str], guidance: float | None) -> tuple[float, ...]:
+    """Weights of the branches in the guided output: (g, 1 - g) of two, 1 of a single one (Ho and Salimans 2022, eq. 6).
+
+    Raises:
+        ValueError: more branches than guidance has, or two of unknown guidance.
+    """
+    if len(branches) == 1:
+        return (1.0,)
+    if len(branches) == 2 and guidance is not None:
+        return (guidance, 1.0 - guidance)
+    raise ValueError(f"branches {', '.join(branches)} at guidance {guidance}: how they are mixed is not known.")
+
+
+def gram_matrix(rows: list[torch.Tensor], chunk: int = 2**18) -> np.ndarray:
+    """Inner products of flat vectors, in float64, `chunk` columns at a time."""
+    total = torch.zeros(len(rows), len(rows), dtype=torch.float64)
+    for start in range(0, rows[0].numel(), chunk):
+        part = torch.stack([row[start : start + chunk].double() for row in rows])
+        total += part @ part.T
+    return ((total + total.T) / 2).numpy()  # symmetric to the last bit

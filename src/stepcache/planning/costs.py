@@ -1,0 +1,372 @@
+"""From a calibration to the best plan for any budget, without another evaluation of the model.
+
+Everything here is a quadratic form of the calibration's Gram matrices. A plan's error in the output of step s is a
+combination of recorded outputs; weighted with the sampler's influence g_s and the branches' shares it is its error in
+the final latent (open loop: as if the later outputs did not answer to it). See docs/planning.md for how far that holds.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+
+from stepcache.core.plan import Check, HindsightSettings, Plan
+from stepcache.hindsight.response import noise_levels
+from stepcache.methods.magcache import MagCache, Ratios
+from stepcache.planning.calibration import Calibration, quadratic
+from stepcache.planning.paths import Edges, Objective, best_path, best_path_with_memory
+
+Mode = Literal["hindsight", "static", "reuse"]
+
+
+LONGEST_GAP = 12
+"""Steps from one computed step to the next, at most; no published schedule of `published/lemica.py` jumps more."""
+
+
+GUIDANCE_MARGIN = 0.3
+"""A plan may be used at guidance scales this share below and above the calibrated one."""
+
+
+FLOOR = 0.9
+"""Least gain of the self-check in planned schedules, whose gaps are short where extrapolation goes wrong; without a
+calibration it is that of `HindsightSettings` (docs/planning.md has both)."""
+
+
+RIDGE = 1e-4
+"""Pull towards plain reuse in `fit`, in units of the mean squared norm of the sources."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Least-squares weights for one step over some computed ones.
+
+    `error` is (runs,): norm of (predicted - true output) over the norm of the true one, all branches together.
+    """
+
+    step: int
+    sources: tuple[int, ...]
+    weights: tuple[float, ...]
+    latent: float
+    error: np.ndarray
+
+
+def fit(
+    calibration: Calibration, step: int, sources: Sequence[int], *, ridge: float = RIDGE, latent: bool = False
+) -> Fit:
+    """Weights that predict the output of `step` best from the outputs of `sources`, shared by branches and runs.
+
+    Minimises sum |sum_i w_i v_i + c (x_step - x_newest) - v_step|^2 + ridge * scale * |w - (1, 0, ...)|^2, so that
+    plain reuse is what little data falls back to.
+
+    Args:
+        calibration: what was measured.
+        step: the step that is predicted.
+        sources: computed steps before it, newest first.
+        ridge: 0 or more, in units of the mean squared norm of the sources' outputs.
+        latent: whether the change of the latent since the newest source may help.
+
+    Raises:
+        ValueError: sources that do not precede the step in falling order, or a negative ridge.
+    """
+    rows = tuple(sources)
+    if not rows or rows[0] >= step or any(a <= b for a, b in itertools.pairwise(rows)) or rows[-1] < 0:
+        raise ValueError(f"sources are {list(rows)}; expected steps before {step}, newest first.")
+    if ridge < 0:
+        raise ValueError(f"ridge is {ridge}; expected 0 or more.")
+    branches = range(len(calibration.branches))
+    vectors = [_features(calibration, b, rows, step, latent) for b in branches]
+    targets = [_features(calibration, b, (step,), step, False)[0] for b in branches]
+    grams = calibration.grams
+    normal = sum(np.einsum("ia,rab,jb->ij", v, grams, v) for v in vectors)
+    right = sum(np.einsum("ia,rab,b->i", v, grams, t) for v, t in zip(vectors, targets, strict=True))
+    reuse = np.zeros(len(right))
+    reuse[0] = 1.0
+    penalty = ridge * np.trace(normal[: len(rows), : len(rows)]) / len(rows)
+    damped = normal + penalty * np.eye(len(right))
+    solution = np.linalg.lstsq(damped, right + penalty * reuse, rcond=None)[0]
+    error = sum(quadratic(solution @ v - t, grams) for v, t in zip(vectors, targets, strict=True))
+    size = sum(quadratic(t, grams) for t in targets)
+    weights, rest = solution[: len(rows)], solution[len(rows) :]
+    return Fit(step, rows, tuple(map(float, weights)), float(rest[0]) if latent else 0.0, np.sqrt(error / size))
+
+
+def _features(calibration: Calibration, b: int, rows: Sequence[int], step: int, latent: bool) -> np.ndarray:
+    """What predicts branch b at `step`, one row each over the recorded vectors: outputs, and the latent's change."""
+    steps = calibration.num_steps
+    latents = len(calibration.branches) * steps
+    vectors = np.zeros((len(rows) + latent, latents + steps))
+    vectors[range(len(rows)), [b * steps + k for k in rows]] = 1.0
+    if latent:
+        vectors[-1, latents + step], vectors[-1, latents + rows[0]] = 1.0, -1.0
+    return vectors
+
+
+def step_errors(calibration: Calibration, plan: Plan) -> np.ndarray:
+    """(S, runs): norm of the error a plan makes in each step's guided output over the norm of that output."""
+    errors = np.zeros((calibration.num_steps, len(calibration.runs)))
+    for step, weights in _reused(plan):
+        missed = _shares(calibration, _missed(plan, step, weights))
+        errors[step] = calibration.norms(missed) / calibration.norms(_shares(calibration, {step: 1.0}))
+    return errors
+
+
+def plan_error(calibration: Calibration, plan: Plan) -> np.ndarray:
+    """(runs,): error of the final latent over its norm, open loop, cross terms and guidance included, no check.
+
+    Of a plan that looks back it is the error of interpolating its gaps: what was missed before is put right.
+
+    Raises:
+        ValueError: the plan is of another step count.
+    """
+    if plan.num_steps != calibration.num_steps:
+        raise ValueError(f"the plan has {plan.num_steps} steps, the calibration {calibration.num_steps}.")
+    return np.asarray(calibration.norms(final_error(calibration, plan)) / calibration.final_norms)
+
+
+def final_error(calibration: Calibration, plan: Plan) -> np.ndarray:
+    """(R,): the plan's open-loop error in the final latent over the Gram matrix's vectors (see `plan_error`)."""
+    total: dict[int, float] = {}
+    for step, weights in _reused(plan):
+        missed = _missed_in_hindsight(plan, step) if plan.hindsight else None
+        for row, value in (missed or _missed(plan, step, weights)).items():
+            total[row] = total.get(row, 0.0) + float(calibration.influence[step]) * value
+    return _shares(calibration, total)
+
+
+def _reused(plan: Plan) -> Iterable[tuple[int, tuple[float, ...]]]:
+    rows = dict(plan.weights)
+    return ((step, rows.get(step, (1.0,))) for step in plan.reused)
+
+
+def _missed(plan: Plan, step: int, weights: tuple[float, ...]) -> dict[int, float]:
+    """Step -> weight: predicted minus true output of a reused step."""
+    sources = [k for k in plan.computed if k < step][::-1][: len(weights)]
+    return {**dict(zip(sources, weights, strict=True)), step: -1.0}
+
+
+def _missed_in_hindsight(plan: Plan, step: int) -> dict[int, float] | None:
+    """The same once the gap is put right: interpolated between its ends; `None` after the last computed step."""
+    last, ahead = max(k for k in plan.computed if k < step), [k for k in plan.computed if k > step]
+    if not ahead:
+        return None
+    along = (step - last) / (ahead[0] - last)
+    return {last: 1 - along, ahead[0]: along, step: -1.0}
+
+
+def _shares(calibration: Calibration, by_step: dict[int, float]) -> np.ndarray:
+    vector = np.zeros(calibration.num_steps * (len(calibration.branches) + 1))
+    for step, value in by_step.items():
+        for b, alpha in enumerate(calibration.alpha):
+            vector[b * calibration.num_steps + step] = alpha * value
+    return vector
+
+
+def gram_edges(calibration: Calibration, longest: int = LONGEST_GAP) -> dict[tuple[int, int], float]:
+    """LeMiCa's graph in closed form: (i, j) -> change of the final latent when the steps between repeat output i.
+
+    The mean over runs of the root mean square change of an entry; LeMiCa measures the mean absolute change in a run
+    where later outputs answer to it (arXiv 2511.00090; `replay.measured_edges`).
+    """
+    steps, edges = calibration.num_steps, {}
+    size = math.sqrt(math.prod(calibration.size))
+    guided = _guided(calibration)
+    for i in range(steps - 1):
+        reach = min(i + longest, steps - 1)
+        window = np.arange(i, reach + 1)
+        inner = guided[:, window[:, None], window]
+        vector = np.zeros(len(window))
+        for j in range(i + 1, reach + 1):
+            if j > i + 1:
+                vector[0] += calibration.influence[j - 1]
+                vector[j - 1 - i] -= calibration.influence[j - 1]
+            edges[i, j] = float(np.sqrt(quadratic(vector, inner)).mean() / size)
+    return edges
+
+
+def _guided(calibration: Calibration) -> np.ndarray:
+    """(runs, S, S): inner products of the guided outputs."""
+    steps, count = calibration.num_steps, len(calibration.branches)
+    blocks = calibration.grams[:, : count * steps, : count * steps].reshape(-1, count, steps, count, steps)
+    return np.asarray(np.einsum("b,rbscd,c->rsd", np.array(calibration.alpha), blocks, np.array(calibration.alpha)))
+
+
+def plan_lemica(
+    calibration: Calibration,
+    budget: int,
+    edges: Edges,
+    *,
+    objective: Objective = "lexminimax",
+    gamma: float = 2.0,
+    source: str = "",
+) -> Plan:
+    """LeMiCa's schedule for this model: the best path through `edges`, reused as published."""
+    computed = best_path(edges, calibration.num_steps, budget, objective, gamma)
+    return finished(calibration, Plan(calibration.num_steps, computed, "lemica", source=source))
+
+
+def plan_hindsight(
+    calibration: Calibration,
+    budget: int,
+    *,
+    mode: Mode = "hindsight",
+    sensitivity: Sequence[float] | None = None,
+    power: float = 2.0,
+    longest: int = LONGEST_GAP,
+    check: Check | None = None,
+    graph: tuple[np.ndarray, np.ndarray] | None = None,
+) -> Plan:
+    """Our plan: the schedule whose extrapolated gaps disturb the final latent least.
+
+    A gap from k1 to j, before which k2 was computed, costs the mean over runs of
+    | sum over its steps s of sens_s g_s (extrapolated - true guided output of s) | ** power; errors inside a gap add up
+    with their signs, those of different gaps are added as costs.
+
+    Args:
+        calibration: what was measured.
+        budget: computed steps, 2 or more.
+        mode: "hindsight", "static" (weights without check), or "reuse" (the schedule for plain reuse).
+        sensitivity: (S,) how much more the final latent moves than its open-loop influence says; default: the square
+            root of the noise level, since early errors grow longest (1 for mode "reuse" and where the noise level is
+            not known).
+        power: exponent of a gap's cost.
+        longest: most steps from one computed step to the next.
+        check: settings of the self-check.
+        graph: what `gap_costs` gave for these settings, for whoever plans many budgets.
+
+    Raises:
+        ValueError: no schedule of this budget; the sentence names the smallest and largest.
+    """
+    first, costs = graph or gap_costs(calibration, sensitivity, power, longest, mode != "reuse")
+    computed = best_path_with_memory(first, costs, budget)
+    plan = Plan(calibration.num_steps, computed, mode)
+    if mode == "hindsight":
+        plan = replace(plan.checked(check), hindsight=HindsightSettings(floor=FLOOR))
+    elif mode == "static":
+        plan = plan.extrapolated()
+    return finished(calibration, plan)
+
+
+def gap_costs(
+    calibration: Calibration,
+    sensitivity: Sequence[float] | None = None,
+    power: float = 2.0,
+    longest: int = LONGEST_GAP,
+    extrapolate: bool = True,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Costs of all gaps as `best_path_with_memory` takes them: (L + 1,) and (S, L + 1, L + 1); see `plan_hindsight`."""
+    steps = calibration.num_steps
+    longest = min(longest, steps - 1)
+    if sensitivity is None:
+        levels = noise_levels(torch.from_numpy(calibration.response)) if extrapolate else None
+        sensitivity = [1.0] * steps if levels is None else [math.sqrt(max(level, 0.0)) for level in levels[:-1]]
+    effect = calibration.influence * np.asarray(sensitivity, float)
+    guided = _guided(calibration)
+    norms = calibration.final_norms
+    costs = np.full((steps, longest + 1, longest + 1), np.inf)
+    first = np.full(longest + 1, np.inf)
+    for node in range(steps):
+        for back in range(0 if node == 0 else 1, min(node, longest) + 1):
+            window = np.arange(node - back, min(node + longest, steps))
+            vectors = _gap_vectors(effect[window], back, extrapolate)
+            inner = guided[:, window[:, None], window]
+            square = np.einsum("ja,rab,jb->jr", vectors, inner, vectors).clip(0)
+            row = ((np.sqrt(square) / norms) ** power).mean(1)
+            if node == 0:
+                first[1 : len(row) + 1] = row
+            else:
+                reach = min(longest, steps - 1 - node)
+                costs[node, back, 1 : reach + 1] = row[:reach]
+    return first, costs
+
+
+def _gap_vectors(effect: np.ndarray, back: int, extrapolate: bool) -> np.ndarray:
+    """(gaps, window): row b - 1 is the error of the jump over b steps, over the outputs of the window.
+
+    The window begins at k2 (or at k1 if nothing came before, `back` 0) and ends before the last step within reach.
+    """
+    ahead = len(effect) - back
+    single = np.zeros((ahead, len(effect)))  # row d: the error of step k1 + d alone; row 0, a computed step, none
+    for d in range(1, ahead):
+        c = d / back if back and extrapolate else 0.0
+        single[d, back] += 1 + c
+        single[d, 0] -= c
+        single[d, back + d] -= 1
+        single[d] *= effect[back + d]
+    return single.cumsum(0)
+
+
+def magcache_ratios(calibration: Calibration) -> Ratios:
+    """Magnitude ratios of the transformer's output, mean over runs: for policy `MagCache(ratios=...)`.
+
+    MagCache's authors measure the block stack's residual (`--magcache_calibration` does); this is of what the `output`
+    boundary reuses.
+    """
+
+    def mean(column: int) -> dict[str, tuple[float, ...]]:
+        tables = {
+            b: np.mean([run.magnitude[b][:, column] for run in calibration.runs], 0) for b in calibration.branches
+        }
+        return {b: tuple(round(float(v), 5) for v in row) for b, row in tables.items()}
+
+    source = f"calibrated on {len(calibration.runs)} run(s), outputs"
+    return Ratios(calibration.num_steps, mean(0), calibration.model, mean(1), mean(2), source)
+
+
+def plan_magcache(ratios: Ratios, budget: int, max_skips: int, retention: float) -> Plan:
+    """MagCache's schedule of exactly `budget` computed steps: the smallest threshold that gives it.
+
+    Args:
+        ratios: published or calibrated.
+        budget: computed steps.
+        max_skips: K, most consecutive reused steps.
+        retention: share of the run computed at its start, in [0, 1].
+
+    Raises:
+        ValueError: no threshold gives this budget; the sentence names the nearest ones that are reached.
+    """
+    found: dict[int, Plan] = {}
+    for thresh in np.geomspace(1e-5, 10.0, 800):
+        plan = MagCache(float(thresh), max_skips, retention, ratios=ratios).plan()
+        found.setdefault(plan.budget, replace(plan, figures=(("magcache_thresh", float(thresh)),)))
+    if budget not in found:
+        near = sorted(sorted(found, key=lambda b: abs(b - budget))[:2])
+        raise ValueError(
+            f"with K = {max_skips} and retention {retention:g} no threshold makes MagCache compute {budget} of "
+            f"{ratios.num_steps} steps; it reaches {' and '.join(map(str, near))}. Allow more (--magcache_K, "
+            "--retention_ratio), or take one of those."
+        )
+    return found[budget]
+
+
+def finished(calibration: Calibration, plan: Plan) -> Plan:
+    """The plan with the calibration's key and its predicted errors."""
+    guidance = calibration.guidance
+    margin = None if guidance is None else (guidance * (1 - GUIDANCE_MARGIN), guidance * (1 + GUIDANCE_MARGIN))
+    plan = replace(
+        plan,
+        model=calibration.model,
+        scheduler=calibration.scheduler,
+        shift=calibration.shift,
+        timesteps=calibration.timesteps,
+        guidance_range=margin,
+        boundary="output",
+        source=plan.source or f"planned from {len(calibration.runs)} calibrated run(s)",
+    )
+    errors = step_errors(calibration, plan).mean(1)
+    total = plan_error(calibration, plan)
+    worst = np.sort(total)[-max(1, len(total) // 4) :].mean()
+    return replace(
+        plan,
+        errors=tuple((int(k), round(float(errors[k]), 6)) for k in plan.reused),
+        figures=(
+            *plan.figures,
+            ("open_loop_error_mean", float(total.mean())),
+            ("open_loop_error_worst_quarter", float(worst)),
+        ),
+    )

@@ -1,0 +1,146 @@
+"""Closed-loop refinement: try a plan's neighbours on the calibration prompts and keep what serves the worst of them.
+
+The closed form does not see that later outputs answer to earlier errors. Early in a run that can decide: a schedule
+one step off may lose some prompts (docs/planning.md). So the plan and its neighbours, one computed step moved by one,
+are run on the calibrated prompts themselves, and the best by the worst quarter of the prompts is taken. The mean alone
+would choose schedules that lose a prompt for ever.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from stepcache.core.plan import Plan
+from stepcache.files import parse_document, read_text, write_atomically
+from stepcache.hosts.diffusers import accelerate
+
+REFINEMENT_SCHEMA, REFINEMENT_VERSION = "stepcache.refinement", 1
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A schedule and the relative errors of the final latents it led to, one a prompt."""
+
+    computed: tuple[int, ...]
+    errors: tuple[float, ...]
+
+    @property
+    def score(self) -> float:
+        """Signal-to-noise ratio in dB, the mean of the worst quarter of the prompts: higher is better."""
+        decibels = np.sort([-20 * np.log10(max(error, 1e-12)) for error in self.errors])
+        return float(decibels[: max(1, len(decibels) // 4)].mean())
+
+
+def refine(
+    pipe: Any,
+    plan: Plan,
+    truths: dict[tuple[str, int], torch.Tensor],
+    sample: Callable[[str, int], torch.Tensor],
+    trials: int,
+    *,
+    known: tuple[Trial, ...] = (),
+    save: Callable[[tuple[Trial, ...]], None] | None = None,
+    progress: Callable[[int], Any] | None = None,
+) -> tuple[Plan, tuple[Trial, ...]]:
+    """The best plan found in `trials` trials, and all trials.
+
+    Args:
+        pipe: a diffusers pipeline.
+        plan: where the search begins.
+        truths: (prompt, seed) -> final latent of the uncached run.
+        sample: runs the pipeline once and returns the final latent.
+        trials: how many schedules are tried, each on all prompts, known ones counted; the search ends earlier if no
+            neighbour is better.
+        known: trials of an earlier search, not run again.
+        save: called with all trials after each.
+        progress: called with 1 after every new trial.
+
+    Raises:
+        ValueError: fewer than 1 trial, or no prompts.
+    """
+    if trials < 1 or not truths:
+        raise ValueError(f"{trials} trials over {len(truths)} prompts; expected at least one of each.")
+    done = {trial.computed: trial for trial in known}
+
+    def attempt(computed: tuple[int, ...]) -> Trial | None:
+        """The trial of a schedule; `None` if it would be one too many."""
+        if computed in done:
+            return done[computed]
+        if len(done) >= trials:
+            return None
+        candidate = rescheduled(plan, computed)
+        errors = []
+        for (prompt, seed), truth in truths.items():
+            with accelerate(pipe, candidate):
+                latent = sample(prompt, seed).float()
+            errors.append(float((latent - truth.float()).norm() / truth.float().norm()))
+        done[computed] = Trial(computed, tuple(errors))
+        if save is not None:
+            save(tuple(done.values()))
+        if progress is not None:
+            progress(1)
+        return done[computed]
+
+    better = best = attempt(plan.computed)
+    if best is None:
+        raise ValueError(f"the {len(done)} known trials leave no room to try the plan itself; ask for more than that.")
+    while better is not None:
+        best = better
+        candidates = map(attempt, neighbours(best.computed, plan.num_steps))
+        better = next((t for t in candidates if t is not None and t.score > best.score), None)
+    return _measured(rescheduled(plan, best.computed), best), tuple(done.values())
+
+
+def neighbours(computed: tuple[int, ...], num_steps: int) -> Iterator[tuple[int, ...]]:
+    """All schedules with one inner computed step moved by one, the earliest steps first."""
+    for i in range(1, len(computed) - 1):
+        for move in (-1, 1):
+            moved = computed[i] + move
+            if computed[i - 1] < moved < computed[i + 1]:
+                yield (*computed[:i], moved, *computed[i + 1 :])
+
+
+def rescheduled(plan: Plan, computed: tuple[int, ...]) -> Plan:
+    """The plan on another schedule, with first-order weights where it has a check or weights."""
+    bare = replace(plan, computed=computed, weights=(), check=None, errors=(), figures=())
+    if plan.check is not None:
+        bare = bare.checked(plan.check)
+    elif plan.weights:
+        bare = bare.extrapolated()
+    return replace(bare, method=plan.method, hindsight=plan.hindsight)
+
+
+def _measured(plan: Plan, trial: Trial) -> Plan:
+    figures = (
+        ("measured_error_mean", float(np.mean(trial.errors))),
+        ("measured_snr_worst_quarter_db", trial.score),
+        ("measured_runs", float(len(trial.errors))),
+    )
+    return replace(plan, figures=figures)
+
+
+def save_trials(path: str | os.PathLike[str], trials: tuple[Trial, ...], key: dict[str, Any]) -> None:
+    """Write trials as JSON, whole or not at all; `key` says what they are of."""
+    rows = [[list(t.computed), list(t.errors)] for t in trials]
+    document = {"schema": REFINEMENT_SCHEMA, "version": REFINEMENT_VERSION, "key": key, "trials": rows}
+    write_atomically(path, json.dumps(document) + "\n")
+
+
+def load_trials(path: str | os.PathLike[str], key: dict[str, Any]) -> tuple[Trial, ...]:
+    """Trials of an earlier, interrupted search; none if there is no file. ValueError if they are of something else."""
+    if not Path(path).exists():
+        return ()
+    data = parse_document(read_text(path, "refinement"), REFINEMENT_SCHEMA, REFINEMENT_VERSION)
+    if data.get("key") != json.loads(json.dumps(key)):
+        raise ValueError(
+            f"{os.fspath(path)!r} holds trials of another plan or calibration; remove it, or choose another --out."
+        )
+    return tuple(Trial(tuple(map(int, computed)), tuple(map(float, errors))) for computed, errors in data["trials"])

@@ -1,1 +1,0 @@
-"""Published schedules, ratios and coefficients, as data with sources."""
