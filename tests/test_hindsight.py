@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 import stepcache
 from stepcache import Check, Hindsight, LeMiCa, Plan
-from stepcache.core.cache import FollowPlan, StepCache
+from stepcache.core.follow_plan import FollowPlan
+from stepcache.core.cache import StepCache
 from stepcache.core.plan import HindsightSettings, first_order
 from stepcache.core.trajectory import Trajectory
 from stepcache.hindsight.corrector import WIDE, Ledger

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from stepcache.bench import peers
-from stepcache.core.cache import Policy
 from stepcache.core.plan import Plan
+from stepcache.core.strategy import Policy
 from stepcache.core.trajectory import BOUNDARIES
 from stepcache.hosts.diffusers import Run, accelerate
 from stepcache.methods import EasyCache, Fixed, Hindsight, LeMiCa, MagCache, Off, Ratios, TaylorSeer, TeaCache, Uniform

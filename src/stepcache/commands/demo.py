@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from stepcache.core.cache import Policy
 from stepcache.core.plan import timeline
+from stepcache.core.strategy import Policy
 from stepcache.core.summary import RunSummary
 from stepcache.files import write_atomically
 from stepcache.measure.generation import Request, check_policy, check_request, generate, load_pipeline, model_defaults

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from stepcache import __version__
-from stepcache.core.cache import Policy
 from stepcache.core.plan import Plan
+from stepcache.core.strategy import Policy
 from stepcache.core.summary import RunSummary
 from stepcache.core.trajectory import Boundary
 from stepcache.files import check_writable, write_atomically
