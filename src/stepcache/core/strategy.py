@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -35,47 +34,46 @@ class Strategy:
     """What a reader of the summary should know, e.g. that the schedule was resampled."""
     skips = True
     """Whether steps are to be skipped at all."""
-    relative = False
-    """At the `output` boundary: keep output minus input and add the new input, instead of reusing the output."""
-    data_dependent = False
-    """Decisions depend on tensors, so ranks that share the trajectory must agree before acting."""
     history = 1
     """How many past features a branch keeps; 0 if nothing is reused at the model's door."""
     predicts_guided = False
     """The method stands at the sampler's door: skipped calls return stand-ins, `guided` makes the forecast."""
-    cache_device: torch.device | None = None
+    cache_device: torch.device | str | None = None
     """Where tensors live between steps, if not where they were made; set by the cache."""
+    group: Any = None
+    """Ranks that share the run: what is decided by tensors is put to the `vote` there; set by the cache."""
 
     def compute(self, step: int, x: torch.Tensor) -> bool:
         """Whether to evaluate the model at `step`; asked once a step, on its first call, with the latent `x`."""
         raise NotImplementedError
 
-    def needs(self, step: int) -> int:
-        """How many features of the last computed steps the prediction of skipped step `step` is made of."""
-        return 1
+    def can_predict(self, step: int, nodes: list[int], evaluated: bool) -> bool:
+        """Whether a skipped call can be predicted.
 
-    def predict(self, call: Call, kept: list[torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-        """The feature of a skipped call from those kept, newest first; may be one of them."""
-        return kept[0]
-
-    def observe(self, call: Call, x: torch.Tensor, output: torch.Tensor, kept: torch.Tensor | None) -> None:
-        """See an evaluation and what the cache keeps of it (`None` if nothing).
-
-        x and output are what the boundary cuts at: latents without condition channels, or tokens before and after the
-        block stack.
+        `nodes`: steps of the features its branch has kept, newest first. `evaluated`: the branch was evaluated before,
+        with an input of this shape.
         """
+        return bool(nodes)
 
-    def guided(
-        self, step: int, output: torch.Tensor, computed: bool, stream: Hashable, response: Callable[[], Any] | None
-    ) -> torch.Tensor:
-        """What the sampler gets for the guided output of a step.
+    def feature(self, call: Call, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor | None:
+        """What to keep of an evaluation; `None`: nothing.
 
         Args:
-            step: of the run.
-            output: the guided output; of a skipped step only its shape and dtype mean anything.
-            computed: whether every call of the step was evaluated.
-            stream: which sampler asks, where one step has several (sound beside pictures).
-            response: gives that sampler's response.
+            call: which.
+            x: the input, condition channels included; at boundary blocks the tokens before the block stack.
+            output: of the model; at boundary blocks the stack's residual.
+        """
+        # A copy, since pipelines write into outputs and captured CUDA graphs reuse their memory.
+        return output.detach().clone() if self.history and not call.last else None
+
+    def predict(self, call: Call, kept: list[torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+        """The output of a skipped call from the features kept, newest first; may be one of them."""
+        return kept[0]
+
+    def guided(self, step: int, output: torch.Tensor, computed: bool, sampler: Any) -> torch.Tensor:
+        """What `sampler` gets for the guided output of a step.
+
+        `computed`: every call of the step was evaluated; else only the output's shape and dtype mean anything.
         """
         return output
 
@@ -90,22 +88,20 @@ class Strategy:
         """What is held between steps, for the memory figure."""
         return []
 
+    def release(self) -> None:
+        """The run is over, perhaps before its end: hold no tensor any longer."""
+
 
 @dataclass(frozen=True)
 class Call:
     """One call of the transformer: where it stands in the run and what was decided.
 
-    `planned`: the policy wanted this step computed. `forced`: it did not, but there is nothing to predict it from.
-    `leader`: the first call of its step. `last`: of the run's last step. `own`: shape of the latent without condition
-    channels or tokens, if known.
+    `leader`: the first call of its step. `last`: of the run's last step. `begin`: when it began (`timestamp`).
     """
 
     step: int
     branch: str
     compute: bool
-    forced: bool
-    planned: bool
     leader: bool
     last: bool
-    own: torch.Size | None
-    start: Any
+    begin: Any

@@ -3,49 +3,73 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from stepcache.core.plan import Plan, timeline
+from stepcache.core.plan import timeline
+
+if TYPE_CHECKING:
+    from stepcache.core.strategy import Strategy
+    from stepcache.core.trajectory import Trajectory
 
 FEW_STEPS = 10
 """Below this many steps neighbouring evaluations differ so much that skipping rarely pays (see docs/methods.md)."""
 MOST_LINES = 6
-"""Branches that a printed summary lists one by one."""
+"""Branches that a printed summary lists."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class BranchSummary:
     """Steps computed and skipped in one branch, as indices."""
 
     name: str
-    computed: tuple[int, ...]
-    skipped: tuple[int, ...]
+    computed: list[int] = field(default_factory=list)
+    skipped: list[int] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
+@dataclass
 class RunSummary:
-    """What a run did. Seconds are wall time; a step's time is that of all its calls together.
+    """What a run did, or did so far. Seconds are wall time; a step's time is that of all its calls together.
 
-    `loop_seconds` runs from the first call of the transformer to the end of the last one, samplers included.
-    `forced` are (step, branch) computed although the policy would have skipped them. `cache_bytes` is the peak.
-    `plan` is what was followed, if the decisions were known beforehand.
+    Args:
+        policy, boundary, run, strategy: what was asked for, and what decided.
+        forced: (step, branch) computed although the policy would have skipped them.
+        cache_bytes: the most that was held between steps.
     """
 
     policy: str
     boundary: str
-    num_steps: int
-    branches: tuple[BranchSummary, ...]
-    forced: tuple[tuple[int, str], ...]
-    loop_seconds: float
-    seconds_per_computed_step: float | None
-    seconds_per_skipped_step: float | None
-    cache_bytes: int
-    warnings: tuple[str, ...]
-    plan: Plan | None = None
-    notes: tuple[str, ...] = ()
+    run: Trajectory
+    strategy: Strategy
+    forced: list[tuple[int, str]] = field(default_factory=list)
+    cache_bytes: int = 0
+    _branches: dict[str, BranchSummary] = field(default_factory=dict)
+    _spans: list[tuple[bool, int, Any, Any]] = field(default_factory=list)  # computed, step, begin and end of a call
+    _changed: set[int] = field(default_factory=set)
+    _finite: list[tuple[int, torch.Tensor]] = field(default_factory=list)
+    _beyond: int = 0
+
+    def call(self, step: int, branch: str, computed: bool, forced: bool) -> None:
+        """A call is computed or skipped."""
+        if step >= self.run.num_steps:
+            self._beyond += 1
+            return
+        summary = self._branches.setdefault(branch, BranchSummary(branch))
+        (summary.computed if computed else summary.skipped).append(step)
+        self.forced += [(step, branch)] * forced
+
+    def hold(self, tensors: list[torch.Tensor]) -> None:
+        """These are held between steps; a tensor held under two names weighs once."""
+        storages = [t.untyped_storage() for t in tensors]
+        self.cache_bytes = max(self.cache_bytes, sum({s.data_ptr(): s.nbytes() for s in storages}.values()))
+
+    @property
+    def branches(self) -> tuple[BranchSummary, ...]:
+        """In the order in which they were first seen."""
+        return tuple(self._branches.values())
 
     @property
     def computed(self) -> tuple[int, ...]:
@@ -62,97 +86,69 @@ class RunSummary:
         """Steps over computed steps."""
         return (len(self.computed) + len(self.skipped)) / max(1, len(self.computed))
 
+    @property
+    def loop_seconds(self) -> float:
+        """From the first call of the transformer to the end of the last one, samplers included."""
+        return elapsed(self._spans[0][2], self._spans[-1][3]) if self._spans else 0.0
+
+    @property
+    def seconds_per_computed_step(self) -> float | None:
+        """A mean; steps of both kinds and the first, which warms caches up, do not count."""
+        return self._seconds(True)
+
+    @property
+    def seconds_per_skipped_step(self) -> float | None:
+        """Likewise."""
+        return self._seconds(False)
+
+    def _seconds(self, kind: bool) -> float | None:
+        times: dict[int, float] = {}
+        other = {step for computed, step, _, _ in self._spans if computed != kind}
+        for computed, step, begin, end in self._spans:
+            if computed == kind and step and step not in other:
+                times[step] = times.get(step, 0.0) + elapsed(begin, end)
+        return sum(times.values()) / len(times) if times else None
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a reader should know of the run; on CUDA this waits for what is under way."""
+        return (*self.run.remarks, *self._observed(), *self.strategy.warnings())
+
+    def _observed(self) -> Iterator[str]:
+        steps, skips = self.run.num_steps, self.strategy.skips
+        infinite = [step for step, finite in self._finite if not bool(finite)]
+        if not self._spans:
+            yield "no call of the transformer was seen: nothing has run yet, or it was replaced meanwhile"
+        elif infinite:
+            yield f"the model's output was not finite at step {infinite[0]}; it was passed through"
+        elif skips and not self.skipped:
+            yield "no step was skipped: the settings never allowed it"
+        if 0 < steps < FEW_STEPS and skips:
+            yield f"only {steps} steps: neighbouring steps differ too much for skipping to make sense"
+        if self._changed:
+            where = ", ".join(map(str, sorted(self._changed)))
+            yield f"the latent or the batch changed its shape at step {where}; the method started anew there"
+        if self.forced:
+            yield f"{len(self.forced)} calls were computed because there was nothing to predict them from"
+        if self._beyond:
+            yield f"{self._beyond} calls came after the last of {steps} steps; they were computed"
+
     def __str__(self) -> str:
         done, steps = len(self.computed), len(self.computed) + len(self.skipped)
         lines = [
             f"{self.policy}, boundary {self.boundary}: computed {done} of {steps} steps, "
-            f"skipped {len(self.skipped)}; ideal speed-up {self.ideal_speedup:.2f}x",
+            f"skipped {steps - done}; ideal speed-up {self.ideal_speedup:.2f}x",
             timeline(steps, self.computed),
-            *(f"  {b.name}: computed {len(b.computed)}, skipped {len(b.skipped)}" for b in self.branches[:MOST_LINES]),
         ]
-        if more := len(self.branches) - MOST_LINES:
-            lines += [f"  and {more} more branches"] if more > 0 else []
+        for b in self.branches[:MOST_LINES]:
+            lines.append(f"  {b.name}: computed {len(b.computed)}, skipped {len(b.skipped)}")
         lines.append(f"  loop {self.loop_seconds:.2f} s; cache {self.cache_bytes / 2**20:.2f} MiB at most")
-        if self.seconds_per_computed_step and self.seconds_per_skipped_step is not None:
-            share = 100 * self.seconds_per_skipped_step / self.seconds_per_computed_step
-            milliseconds = 1000 * self.seconds_per_computed_step
-            lines.append(f"  a computed step took {milliseconds:.1f} ms, a skipped one {share:.1f} % of it")
-        lines += [f"  note: {note}" for note in self.notes]
-        return "\n".join([*lines, *(f"  warning: {w}" for w in self.warnings)])
-
-
-@dataclass
-class Log:
-    """What happens in a run, as it happens."""
-
-    branches: dict[str, tuple[list[int], list[int]]] = field(default_factory=dict)
-    spans: list[tuple[bool, int, Any, Any]] = field(default_factory=list)
-    forced: list[tuple[int, str]] = field(default_factory=list)
-    changed: list[int] = field(default_factory=list)
-    finite: list[tuple[int, Any]] = field(default_factory=list)
-    beyond: int = 0
-    peak_bytes: int = 0
-
-    def call(self, step: int, branch: str, computed: bool) -> None:
-        """A call was computed or skipped."""
-        self.branches.setdefault(branch, ([], []))[0 if computed else 1].append(step)
-
-    def see(self, step: int, output: torch.Tensor) -> None:
-        """Remember whether an output is finite, without waiting for the device."""
-        self.finite.append((step, output.isfinite().all()))
-
-    def settle(self) -> None:
-        """Read what is known by now and keep the first step that was not finite; one synchronisation for all."""
-        waiting = [(step, flag) for step, flag in self.finite if isinstance(flag, torch.Tensor)]
-        if waiting:
-            read = torch.stack([flag.to(waiting[0][1].device) for _, flag in waiting]).tolist()
-            done = [(step, flag) for step, flag in self.finite if not isinstance(flag, torch.Tensor)]
-            done += [(step, False) for (step, _), fine in zip(waiting, read, strict=True) if not fine]
-            self.finite = done[:1]
-
-    def hold(self, tensors: list[torch.Tensor]) -> None:
-        """Note the memory of what is held between steps; a tensor held under two names weighs once."""
-        storages = [t.untyped_storage() for t in tensors]
-        distinct = {s.data_ptr(): s.nbytes() for s in storages}
-        self.peak_bytes = max(self.peak_bytes, sum(distinct.values()))
-
-    def warnings(self, num_steps: int, expects_skips: bool) -> list[str]:
-        """What a reader should know of the run."""
-        self.settle()
-        found = []
-        if not self.spans:
-            found.append("no call of the transformer was seen: nothing has run yet, or it was replaced meanwhile")
-        elif self.finite:
-            found.append(f"the model's output was not finite at step {self.finite[0][0]}; it was passed through")
-        elif expects_skips and not any(skipped for _, skipped in self.branches.values()):
-            found.append("no step was skipped: the settings never allowed it")
-        if 0 < num_steps < FEW_STEPS and expects_skips:
-            found.append(f"only {num_steps} steps: neighbouring steps differ too much for skipping to make sense")
-        if self.changed:
-            steps = ", ".join(map(str, sorted(set(self.changed))))
-            found.append(f"the latent or the batch changed its shape at step {steps}; the method started anew there")
-        if self.forced:
-            found.append(f"{len(self.forced)} calls were computed because there was nothing to predict them from")
-        if self.beyond:
-            found.append(
-                f"{self.beyond} calls came after the last of {num_steps} steps (another loop, or more rows than "
-                "timesteps); they were computed"
-            )
-        return found
-
-    def times(self) -> tuple[float, float | None, float | None]:
-        """Seconds of the loop, of a computed step and of a skipped step (means)."""
-        loop = elapsed(self.spans[0][2], self.spans[-1][3]) if self.spans else 0.0
-        per_step: dict[bool, dict[int, float]] = {True: {}, False: {}}
-        for computed, step, start, stop in self.spans[1:]:  # the first call warms caches and allocators up
-            per_step[computed][step] = per_step[computed].get(step, 0.0) + elapsed(start, stop)
-        mixed = set(per_step[True]) & set(per_step[False])
-
-        def mean(kind: bool) -> float | None:
-            times = [s for k, s in per_step[kind].items() if k not in mixed and k > 0]
-            return sum(times) / len(times) if times else None
-
-        return loop, mean(True), mean(False)
+        computed, skipped = self.seconds_per_computed_step, self.seconds_per_skipped_step
+        if computed and skipped is not None:
+            share = 100 * skipped / computed
+            lines.append(f"  a computed step took {1000 * computed:.1f} ms, a skipped one {share:.1f} % of it")
+        lines += [f"  note: {note}" for note in self.strategy.notes] + [f"  warning: {w}" for w in self.warnings]
+        return "\n".join(lines)
 
 
 def timestamp(x: torch.Tensor) -> Any:
@@ -164,9 +160,9 @@ def timestamp(x: torch.Tensor) -> Any:
     return time.perf_counter()
 
 
-def elapsed(start: Any, stop: Any) -> float:
+def elapsed(begin: Any, end: Any) -> float:
     """Seconds between two `timestamp`s."""
-    if isinstance(start, float):
-        return float(stop - start)
-    stop.synchronize()
-    return float(start.elapsed_time(stop)) / 1000
+    if isinstance(begin, float):
+        return float(end - begin)
+    end.synchronize()
+    return float(begin.elapsed_time(end)) / 1000

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+import torch.distributed as dist
 
 
 def weighted(weights: tuple[float, ...], features: list[torch.Tensor]) -> torch.Tensor:
@@ -35,3 +38,12 @@ def arrived(output: torch.Tensor) -> torch.Tensor:
 def as_float(x: torch.Tensor) -> torch.Tensor:
     """Differences of half-precision tensors are taken in float32: they are small against what is subtracted."""
     return x.detach().to(torch.promote_types(x.dtype, torch.float32))
+
+
+def vote(compute: bool, x: torch.Tensor, group: Any) -> bool:
+    """Whether any rank of `group` wants to compute; this process's own wish if there is no group. On `x`'s device."""
+    if group is None:
+        return compute
+    votes = torch.tensor([int(compute)], device=x.device)
+    dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=group)
+    return bool(votes.item())

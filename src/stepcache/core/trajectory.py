@@ -28,7 +28,7 @@ class Trajectory:
         modulation: what the model makes of a timestep.
         remarks: the host's reasons to doubt that skipping steps will do well here.
         scheduler: the sampler's class name.
-        response: gives the sampler's linear response (`hindsight.response`); asked for at the first step, if at all.
+        sampler: what steps with the guided outputs, its timesteps set.
     """
 
     num_steps: int
@@ -41,4 +41,4 @@ class Trajectory:
     modulation: Modulation | None = None
     remarks: tuple[str, ...] = ()
     scheduler: str | None = None
-    response: Callable[[], Any] | None = None
+    sampler: Any = None

@@ -47,11 +47,14 @@ class Corrector:
         device: where tensors are held between steps; default: where they were made.
     """
 
-    def __init__(self, answers: torch.Tensor | None, guidance: float = 1.0, device: torch.device | None = None) -> None:
+    def __init__(
+        self, answers: torch.Tensor | None, guidance: float = 1.0, device: torch.device | str | None = None
+    ) -> None:
         self._moves = None if answers is None else answers[:, 1:].double().cpu()
         self._levels = None if answers is None else noise_levels(answers.double().cpu())
         self._strength = max(guidance - 1, 0.0) if self._levels is not None else 0.0
         self._device = device
+        self.step = -1  # of the last forecast or correction
         self.restart()
 
     def restart(self) -> None:
@@ -66,11 +69,13 @@ class Corrector:
 
     def skipped(self, step: int, device: torch.device) -> torch.Tensor:
         """The forecast of a skipped step."""
+        self.step = step
         self._skipped.append(step)
         return self._forecast(step, device)
 
     def computed(self, step: int, output: torch.Tensor) -> torch.Tensor:
         """What the sampler gets at a computed step: the output, and what makes good the gap before it."""
+        self.step = step
         output = output.detach().to(torch.float32, copy=True)
         if self._nodes and self._nodes[0][1].shape != output.shape:
             self.restart()

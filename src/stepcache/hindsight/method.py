@@ -7,7 +7,6 @@ tensor a step that the pipeline hands to its sampler. Nothing needs a calibratio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +16,7 @@ from stepcache.core.plan import Plan, even
 from stepcache.core.strategy import Strategy
 from stepcache.core.trajectory import Boundary, Trajectory
 from stepcache.hindsight.corrector import Corrector
+from stepcache.hindsight.response import remembered
 
 
 @dataclass(frozen=True)
@@ -61,30 +61,37 @@ class FollowHindsight(Strategy):
     def __init__(self, plan: Plan, run: Trajectory, notes: tuple[str, ...] = ()) -> None:
         self.plan, self.notes, self.skips = plan, notes, bool(plan.skipped)
         self._computed, self._run = frozenset(plan.computed), run
-        self._correctors: dict[Hashable, Corrector] = {}
+        self._correctors: dict[int, Corrector] = {}
         self._warnings: list[str] = []
+        self._lost = ""
 
     def compute(self, step: int, x: torch.Tensor) -> bool:
-        return step in self._computed
+        return step in self._computed or bool(self._lost)
 
-    def guided(
-        self, step: int, output: torch.Tensor, computed: bool, stream: Hashable, response: Callable[[], Any] | None
-    ) -> torch.Tensor:
-        corrector = self._correctors.get(stream)
+    def can_predict(self, step: int, nodes: list[int], evaluated: bool) -> bool:
+        return evaluated
+
+    def guided(self, step: int, output: torch.Tensor, computed: bool, sampler: Any) -> torch.Tensor:
+        corrector = self._correctors.get(id(sampler))
         if corrector is None:
-            corrector = self._correctors[stream] = self._corrector(response)
+            corrector = self._correctors[id(sampler)] = self._corrector(sampler)
+        if corrector.step == step:
+            self._lost = "the sampler takes several steps for one evaluation, so all of the run is computed"
+            return output
         guided = corrector.computed(step, output) if computed else corrector.skipped(step, output.device)
+        if step == self._run.num_steps - 1:
+            corrector.restart()
         return guided.to(output.dtype)
 
-    def _corrector(self, response: Callable[[], Any] | None) -> Corrector:
+    def _corrector(self, sampler: Any) -> Corrector:
         """A corrector for the sampler; one that only forecasts where correcting is not possible, and a warning."""
         answers, guidance = None, self._run.guidance
         try:
-            if response is None:
+            if sampler is None:
                 raise ValueError("the host does not know the sampler")
             if guidance is None:
                 raise ValueError("the guidance scale is not known")
-            answers = response()
+            answers = remembered(sampler)
             if len(answers) != self._run.num_steps + 1:
                 raise ValueError("the run does not walk all of the sampler's steps")
         except ValueError as error:
@@ -93,11 +100,14 @@ class FollowHindsight(Strategy):
         return Corrector(answers, guidance or 1.0, self.cache_device)
 
     def handover(self) -> None:
+        self.release()
+
+    def release(self) -> None:
         for corrector in self._correctors.values():
             corrector.restart()
 
     def warnings(self) -> tuple[str, ...]:
-        return tuple(self._warnings)
+        return (*self._warnings, *filter(None, (self._lost,)))
 
     def tensors(self) -> list[torch.Tensor]:
         return [t for corrector in self._correctors.values() for t in corrector.tensors]

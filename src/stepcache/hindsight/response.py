@@ -8,9 +8,12 @@ scheduler itself, so they are exact for whatever order, corrector and noise leve
 from __future__ import annotations
 
 import copy
+from collections.abc import Hashable
 from typing import Any
 
 import torch
+
+MOST_SAMPLERS = 4
 
 
 def response(scheduler: Any) -> torch.Tensor:
@@ -37,20 +40,18 @@ def response(scheduler: Any) -> torch.Tensor:
     return once
 
 
-class Remembered:
-    """`response`, worked out once for runs that are alike: of one class of sampler, its settings and timesteps."""
+_ANSWERS: dict[Hashable, torch.Tensor] = {}  # of the last few samplers: small, and a function of the key alone
 
-    def __init__(self) -> None:
-        self._key: Any = None
-        self._answers = torch.empty(0)
 
-    def __call__(self, scheduler: Any) -> torch.Tensor:
-        """As `response`."""
-        begin = getattr(scheduler, "begin_index", None)
-        key = (type(scheduler), str(scheduler.config), tuple(scheduler.timesteps.tolist()), begin)
-        if self._key != key:
-            self._answers, self._key = response(scheduler), key
-        return self._answers
+def remembered(scheduler: Any) -> torch.Tensor:
+    """`response`, worked out once for samplers that are alike: of one class, with the same settings and timesteps."""
+    config, begin = getattr(scheduler, "config", None), getattr(scheduler, "begin_index", None)
+    key = (type(scheduler), str(config), tuple(float(t) for t in scheduler.timesteps), begin)
+    if config is None or key not in _ANSWERS:
+        while len(_ANSWERS) >= MOST_SAMPLERS:
+            del _ANSWERS[next(iter(_ANSWERS))]
+        _ANSWERS[key] = response(scheduler)
+    return _ANSWERS[key]
 
 
 def _push(scheduler: Any, scale: float) -> torch.Tensor:

@@ -11,26 +11,26 @@ or a prompt of its own. The `blocks` boundary needs to know the block lists of a
 
 from __future__ import annotations
 
-import functools
 import inspect
 import sys
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from stepcache.core.cache import StepCache
-from stepcache.core.follow_plan import as_policy
+from stepcache.core.follow_weights import as_policy
 from stepcache.core.plan import Plan
-from stepcache.core.strategy import Policy
+from stepcache.core.strategy import Call, Policy
 from stepcache.core.summary import RunSummary
+from stepcache.core.tensors import narrow
 from stepcache.core.trajectory import Boundary, Modulation, Trajectory
-from stepcache.hindsight.response import Remembered
-from stepcache.hosts.entering import BlockStack, Branches, Entrance, Method, Patches, first_tensor, inside
+from stepcache.hosts.entering import Method
+from stepcache.hosts.patching import Branches, ForeignBlockStack, LastingPatches, TreeEntrance, first_tensor, inside
 
 CONDITIONS = ("encoder_hidden_states", "cap_feats", "prompt_embeds", "class_labels", "input_ids")
 """Names of the transformers' text inputs; the first that is given tells branches apart where pipelines name none."""
@@ -103,7 +103,7 @@ class Run:
 
     finalizer: weakref.finalize
 
-    def __init__(self, cache: StepCache, patches: Patches, transformers: list[torch.nn.Module]) -> None:
+    def __init__(self, cache: StepCache, patches: LastingPatches, transformers: list[torch.nn.Module]) -> None:
         self.cache, self._patches = cache, patches
         self._transformers = weakref.WeakSet(transformers)
         _ENTERED.update(transformers)
@@ -149,7 +149,7 @@ def enable(
     policy = as_policy(policy)
     transformers = _transformers(pipe)
     cache = StepCache(policy, boundary=boundary, cache_device=cache_device, group=group)
-    patches = Patches()
+    patches = LastingPatches()
     try:
         _Host(pipe, transformers, cache, patches)
     except Exception:
@@ -222,16 +222,49 @@ def _transformers(pipe: Any) -> dict[str, torch.nn.Module]:
     return found
 
 
+class _Entrance(TreeEntrance):
+    """Knows the latent's own part of inputs and outputs, which may have conditions as further channels or tokens."""
+
+    own: torch.Size | None = None
+    _output: torch.Size | None = None
+
+    def latent(self, x: torch.Tensor) -> torch.Tensor:
+        """Without condition channels or tokens, once the output has shown which they are."""
+        return narrow(x, self.own)
+
+    def learn(self, call: Call, result: Any) -> torch.Tensor:
+        """Also the shape of the output."""
+        output = super().learn(call, result)
+        if output.shape != self._output:
+            self._output = self.own = output.shape
+        return output
+
+    def latent_is(self, shape: torch.Size) -> None:
+        """The latent that the sampler works on has this shape.
+
+        The output may have condition tokens behind it: shapes (batch, tokens, channels). In grids a smaller latent
+        means other things (a first frame that is given), so they are left as they are.
+        """
+        own = self.own
+        if own and len(shape) == len(own) == 3 and all(a <= b for a, b in zip(shape, own, strict=True)):
+            self.own = shape
+
+    def forget(self) -> None:
+        """A new run."""
+        self.own = self._output = None
+
+
 class _Host:
     """Finds trajectory, step and branch of every call of a pipeline's transformers."""
 
-    def __init__(self, pipe: Any, transformers: dict[str, torch.nn.Module], cache: StepCache, patches: Patches) -> None:
+    def __init__(
+        self, pipe: Any, transformers: dict[str, torch.nn.Module], cache: StepCache, patches: LastingPatches
+    ) -> None:
         self.pipe, self.cache, self.patches = weakref.ref(pipe), cache, patches
         self.transformers = weakref.WeakValueDictionary(transformers)
         self.context: str | None = None
         self.branches, self.entrances = Branches(), []
         self.timesteps = getattr(pipe.scheduler, "timesteps", None)  # of no run of ours
-        self.response = Remembered()
         self._watch(pipe.scheduler)
         for name, module in transformers.items():
             if cache.boundary == "blocks" and (module is not inside(module) or module._compiled_call_impl):
@@ -240,7 +273,7 @@ class _Host:
                     "blocks instead (compile_repeated_blocks), or use boundary output."
                 )
             blocks = _block_stack(inside(module), cache, patches) if cache.boundary == "blocks" else None
-            entrance = Entrance(cache, blocks)
+            entrance = _Entrance(cache, blocks)
             self.entrances.append(entrance)
             patches.enter(module, self._enter(name, inside(module), entrance))
             if hasattr(module, "cache_context"):
@@ -259,7 +292,7 @@ class _Host:
 
         return cache_context
 
-    def _enter(self, name: str, module: Any, entrance: Entrance) -> Callable[[Method], Method]:
+    def _enter(self, name: str, module: Any, entrance: _Entrance) -> Callable[[Method], Method]:
         names = list(inspect.signature(type(module).forward).parameters)[1:]
         if names[:1] in ([], ["args"]):
             raise ValueError(f"{type(module).__name__}.forward does not say what its arguments are; unwrap it first.")
@@ -270,7 +303,7 @@ class _Host:
                 if self.cache.run is None:  # outside of the denoising loop, before the first set_timesteps
                     return original(*args, **kwargs)
                 given = {**dict(zip(names, args, strict=False)), **kwargs}
-                return entrance(original, args, kwargs, given[names[0]], self._branch(given), owner=name)
+                return entrance.enter(original, args, kwargs, given[names[0]], self._branch(given), owner=name)
 
             return call
 
@@ -294,9 +327,10 @@ class _Host:
         self._check_entrance()
         if scheduler is not self.scheduler:  # replaced since
             self._watch(scheduler)
-        run = _trajectory(pipe, scheduler, timesteps)
-        self.cache.begin(replace(run, response=functools.partial(self.response, scheduler)))
+        self.cache.begin(_trajectory(pipe, scheduler, timesteps))
         self.branches.clear()
+        for entrance in self.entrances:
+            entrance.forget()
         self.timesteps = timesteps
 
     def _check_entrance(self) -> None:
@@ -314,8 +348,6 @@ class _Host:
     def _step_of(self, scheduler: Any) -> Callable[[Method], Method]:
         """What `scheduler.step` becomes: the sampler's door."""
         own = scheduler is self.scheduler
-        response = None if own else functools.partial(Remembered(), scheduler)  # None: the run's
-        stream = "" if own else id(scheduler)
 
         def make(original: Method) -> Method:
             def step(*args: Any, **kwargs: Any) -> Any:
@@ -325,10 +357,9 @@ class _Host:
                     for entrance in self.entrances:
                         entrance.latent_is(sample.shape)
                 if "model_output" in kwargs:
-                    kwargs["model_output"] = self.cache.guide(kwargs["model_output"], stream, response)
+                    kwargs["model_output"] = self.cache.step_over(kwargs["model_output"], scheduler)
                 elif args:
-                    args = (self.cache.guide(args[0], stream, response), *args[1:])
-                self.cache.step_over()
+                    args = (self.cache.step_over(args[0], scheduler), *args[1:])
                 return original(*args, **kwargs)
 
             return step
@@ -336,7 +367,7 @@ class _Host:
         return make
 
 
-def _block_stack(transformer: torch.nn.Module, cache: StepCache, patches: Patches) -> BlockStack:
+def _block_stack(transformer: torch.nn.Module, cache: StepCache, patches: LastingPatches) -> ForeignBlockStack:
     row = BLOCKS.get(type(transformer).__name__)
     if row is None:
         raise ValueError(
@@ -346,7 +377,7 @@ def _block_stack(transformer: torch.nn.Module, cache: StepCache, patches: Patche
     if getattr(transformer, "_parallel_config", None) is not None:
         raise ValueError("the blocks see shards of the tokens under context parallelism; use boundary output.")
     blocks = [block for name in row.lists for block in getattr(transformer, name)]
-    return BlockStack(cache, blocks, patches, row.streams, tokens="hidden_states")
+    return ForeignBlockStack(cache, blocks, patches, row.streams, row.streams.index("hidden_states"))
 
 
 def _trajectory(pipe: Any, scheduler: Any, timesteps: torch.Tensor) -> Trajectory:
@@ -372,6 +403,7 @@ def _trajectory(pipe: Any, scheduler: Any, timesteps: torch.Tensor) -> Trajector
         modulation=_modulation(transformer),
         remarks=_remarks(pipe, transformer, scheduler, steps),
         scheduler=type(scheduler).__name__,
+        sampler=scheduler,
     )
 
 

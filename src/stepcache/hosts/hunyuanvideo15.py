@@ -14,7 +14,6 @@ from typing import Any
 from stepcache.core.cache import StepCache
 from stepcache.core.strategy import Policy
 from stepcache.core.trajectory import Trajectory
-from stepcache.hindsight.response import Remembered
 from stepcache.hosts.entering import BlockStack, Entrance, Method, Patches
 
 MODEL = "hunyuanvideo-1.5"
@@ -30,7 +29,6 @@ class CacheHelper:
     def __init__(self, pipe: Any, cache: StepCache, patches: Patches) -> None:
         self.cache, self._pipe, self._patches, self._step = cache, weakref.ref(pipe), patches, 0
         self._sampler: Any = None
-        self._response = Remembered()
 
     def clear_states(self) -> None:
         """A new video: upstream has set its timesteps just before. DoesNotFit if the policy is for other runs."""
@@ -46,9 +44,9 @@ class CacheHelper:
             model=MODEL,
             shift=scheduler.config.get("shift"),
             guidance=float(pipe.guidance_scale),
-            timesteps=tuple(float(t) for t in scheduler.timesteps.tolist()),
+            timesteps=tuple(map(float, scheduler.timesteps)),
             scheduler=type(scheduler).__name__,
-            response=lambda: self._response(scheduler),
+            sampler=scheduler,
         )
         try:
             self.cache.begin(run)
@@ -66,9 +64,7 @@ class CacheHelper:
 
     def _at_sampler(self, original: Method) -> Method:
         def step(model_output: Any, *args: Any, **kwargs: Any) -> Any:
-            model_output = self.cache.guide(model_output)
-            self.cache.step_over()
-            return original(model_output, *args, **kwargs)
+            return original(self.cache.step_over(model_output), *args, **kwargs)
 
         return step
 
@@ -84,7 +80,7 @@ def install(pipe: Any, policy: Policy) -> CacheHelper:
     transformer = pipe.transformer
     stack = None
     if cache.boundary == "blocks":
-        stack = BlockStack(cache, list(transformer.double_blocks), patches, ("img", "txt"), tokens="img")
+        stack = BlockStack(cache, list(transformer.double_blocks), patches, ("img", "txt"))
     entrance = Entrance(cache, stack)
 
     def enter(original: Method) -> Method:

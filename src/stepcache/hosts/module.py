@@ -19,19 +19,19 @@ import torch
 import torch.distributed as dist
 
 from stepcache.core.cache import StepCache
-from stepcache.core.follow_plan import as_policy
+from stepcache.core.follow_weights import as_policy
 from stepcache.core.plan import Plan
 from stepcache.core.strategy import Policy
 from stepcache.core.summary import RunSummary
 from stepcache.core.trajectory import Trajectory
-from stepcache.hindsight.response import Remembered
-from stepcache.hosts.entering import BlockStack, Branches, Entrance, Method, Patches, first_tensor, inside
+from stepcache.hosts.entering import Method
+from stepcache.hosts.patching import Branches, ForeignBlockStack, LastingPatches, TreeEntrance, first_tensor, inside
 
 
 class Attached:
     """A module with a cache; also a context manager that detaches on exit."""
 
-    def __init__(self, cache: StepCache, patches: Patches, run: Trajectory, branches: Branches) -> None:
+    def __init__(self, cache: StepCache, patches: LastingPatches, run: Trajectory, branches: Branches) -> None:
         self.cache, self.run, self._patches, self._branches = cache, run, patches, branches
 
     def restart(self) -> None:
@@ -107,14 +107,14 @@ def attach(
     if guidance is not None and not math.isfinite(guidance):
         raise ValueError(f"guidance is {guidance}; expected a finite number, 1 for none.")
     rounds = scheduler is None and timestep is None
-    cache, patches = StepCache(policy, cache_device=cache_device, group=group, rounds=rounds), Patches()
+    cache, patches = StepCache(policy, cache_device=cache_device, group=group, rounds=rounds), LastingPatches()
     if cache.boundary == "blocks" and not blocks:
         raise ValueError("boundary blocks needs the block list: attach(..., blocks=list(module.blocks)).")
     host = _Host(cache, patches, num_steps, model, scheduler, guidance)
-    if cache.strategy is not None and cache.strategy.predicts_guided and scheduler is None:
+    if cache.strategy.predicts_guided and scheduler is None:
         raise ValueError(f"{policy} forecasts what the sampler gets; name it: attach(..., scheduler=scheduler).")
-    stack = BlockStack(cache, blocks, patches, streams) if blocks and cache.boundary == "blocks" else None
-    entrance = Entrance(cache, stack)
+    stack = ForeignBlockStack(cache, blocks, patches, streams) if blocks and cache.boundary == "blocks" else None
+    entrance = TreeEntrance(cache, stack)
 
     def enter(original: Method) -> Method:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -123,7 +123,7 @@ def attach(
             found = first_tensor(known.get(condition)) if condition else None
             branch = "all" if found is None else host.branches.name(found)
             try:
-                return entrance(original, args, kwargs, known[sample], branch)
+                return entrance.enter(original, args, kwargs, known[sample], branch)
             except BaseException:  # the loop is over; the next call begins another
                 host.aborted()
                 raise
@@ -140,7 +140,7 @@ class _Host:
     def __init__(
         self,
         cache: StepCache,
-        patches: Patches,
+        patches: LastingPatches,
         num_steps: int,
         model: str | None,
         scheduler: Any,
@@ -153,7 +153,6 @@ class _Host:
         if scheduler is None:
             self.run = Trajectory(num_steps, model, guidance=guidance)
         else:
-            remembered = Remembered()
             config = getattr(scheduler, "config", {})
             shift = None if config.get("use_dynamic_shifting") else config.get("flow_shift", config.get("shift"))
             self.run = Trajectory(
@@ -162,7 +161,7 @@ class _Host:
                 None if shift is None else float(shift),
                 guidance,
                 scheduler=type(scheduler).__name__,
-                response=lambda: remembered(scheduler),
+                sampler=scheduler,
             )
             patches.set(scheduler, "step", self._step)
         cache.begin(self.run)
@@ -192,10 +191,9 @@ class _Host:
     def _step(self, original: Method) -> Method:
         def step(*args: Any, **kwargs: Any) -> Any:
             if "model_output" in kwargs:
-                kwargs["model_output"] = self.cache.guide(kwargs["model_output"])
+                kwargs["model_output"] = self.cache.step_over(kwargs["model_output"])
             elif args:
-                args = (self.cache.guide(args[0]), *args[1:])
-            self.cache.step_over()
+                args = (self.cache.step_over(args[0]), *args[1:])
             return original(*args, **kwargs)
 
         return step

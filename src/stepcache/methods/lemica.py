@@ -46,7 +46,7 @@ class LeMiCa:
             raise ValueError(
                 f"LeMiCa has no published schedule for {table} with {self.budget} of {steps} steps; "
                 f"published are {', '.join(map(str, sorted(schedules)))} of {published} steps. "
-                "Choose one of these, or ask for resampling (resample=True, --resample, --lemica_resample)."
+                "Choose one of these, or ask for resampling (resample=True)."
             )
         nearest = min(schedules, key=lambda b: (abs(b - self.budget), -b))
         plan = Plan(published, schedules[nearest])
@@ -60,7 +60,7 @@ class LeMiCa:
         if name not in SCHEDULES:
             raise ValueError(
                 f"LeMiCa has no published table for {name or 'this model'}; "
-                f"name one (model=..., --table) of {', '.join(SCHEDULES)}, or bring a plan of your own."
+                f"name one (model=...) of {', '.join(SCHEDULES)}, or bring a plan of your own."
             )
         return name, *SCHEDULES[name]
 

@@ -297,8 +297,8 @@ class _CalibrationRun(Strategy):
     def compute(self, step: int, x: torch.Tensor) -> bool:
         return True
 
-    def observe(self, call: Call, x: torch.Tensor, output: torch.Tensor, kept: torch.Tensor | None) -> None:
-        residual = output.detach().float() - x.detach().float()
+    def feature(self, call: Call, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor | None:
+        residual = output.detach().float() - (0 if self.run.boundary == "blocks" else x.detach().float())
         before = self._last.get(call.branch)
         row = torch.tensor([1.0, 0.0, 0.0])
         if before is not None and before.shape == residual.shape:
@@ -310,6 +310,10 @@ class _CalibrationRun(Strategy):
             self._last.pop(call.branch, None)
         else:
             self._last[call.branch] = residual
+        return None
+
+    def release(self) -> None:
+        self._last.clear()
 
     def tensors(self) -> list[torch.Tensor]:
         return list(self._last.values())

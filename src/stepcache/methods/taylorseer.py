@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from stepcache.core.follow_plan import FollowPlan
+from stepcache.core.follow_weights import FollowWeights
 from stepcache.core.plan import Plan
 from stepcache.core.strategy import Strategy
 from stepcache.core.trajectory import Boundary, Trajectory
@@ -58,7 +58,7 @@ class TaylorSeer:
 
     def begin(self, run: Trajectory) -> Strategy:
         """Schedule and weights for the run's step count."""
-        return FollowPlan(self.plan(run.num_steps))
+        return FollowWeights(self.plan(run.num_steps))
 
     def __str__(self) -> str:
         return f"taylorseer (interval {self.interval}, order {self.order})"

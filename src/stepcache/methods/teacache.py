@@ -12,9 +12,12 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
+import torch
+
 from stepcache.core.follow_plan import FollowPlan
 from stepcache.core.plan import Plan
 from stepcache.core.strategy import Strategy
+from stepcache.core.tensors import vote
 from stepcache.core.trajectory import Boundary, Trajectory
 from stepcache.methods.teacache_coefficients import COEFFICIENTS
 
@@ -84,7 +87,8 @@ class TeaCache:
 class _Measured(FollowPlan):
     """A plan from the model's own modulation: each rank measured it itself, so the ranks agree all the same."""
 
-    data_dependent = True
+    def compute(self, step: int, x: torch.Tensor) -> bool:
+        return vote(super().compute(step, x), x, self.group)
 
 
 def _polynomial(coefficients: tuple[float, ...], x: float) -> float:

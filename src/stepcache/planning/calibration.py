@@ -31,6 +31,7 @@ import torch
 from stepcache.core.strategy import Call, Strategy
 from stepcache.core.trajectory import Boundary, Trajectory
 from stepcache.files import parse_document, read_text, write_atomically
+from stepcache.hindsight.response import remembered
 from stepcache.planning.plan_file import math_close
 
 CALIBRATION_SCHEMA, CALIBRATION_VERSION = "stepcache.calibration", 1
@@ -242,6 +243,13 @@ class Calibration:
         return cls(**data, response=response, runs=runs)
 
 
+def added(path: str | os.PathLike[str], found: Calibration) -> Calibration:
+    """Add a calibration to the file, which may not exist yet; returns what the file holds. ValueError, OSError."""
+    whole = Calibration.load(path).merged(found) if Path(path).exists() else found
+    whole.save(path)
+    return whole
+
+
 def _run_from(entry: dict[str, Any], steps: int, rows: int, branches: tuple[str, ...]) -> CalibratedRun:
     gram = np.zeros((rows, rows))
     gram[np.triu_indices(rows)] = _unpack(entry["gram"], rows * (rows + 1) // 2)
@@ -310,10 +318,10 @@ class Recorder:
                 f"the run's latent is {list(size)} and the calibration's {list(self.size)}; calibrate the same height, "
                 "width and number of frames, or write to another file."
             )
-        if run.response is None:
+        if run.sampler is None:
             return
         try:
-            self.response = run.response().numpy()
+            self.response = remembered(run.sampler).numpy()
         except ValueError as error:
             raise ValueError(
                 f"{error}, so no error of a plan can be foreseen from its runs; calibrate with a deterministic sampler."
@@ -384,7 +392,7 @@ class _Recording(Strategy):
             self._recorder.started(x)
         return True
 
-    def observe(self, call: Call, x: torch.Tensor, output: torch.Tensor, kept: torch.Tensor | None) -> None:
+    def feature(self, call: Call, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor | None:
         x, output = x.detach().float(), output.detach().float()
         if x.shape != output.shape:
             raise ValueError(
@@ -405,6 +413,7 @@ class _Recording(Strategy):
         self.vectors.setdefault(call.branch, []).append(self._store(output))
         if call.leader:
             self.latents.append(self._store(x))
+        return None
 
     def _store(self, x: torch.Tensor) -> torch.Tensor:
         dtype, folder = self._recorder.dtype, self._recorder.folder

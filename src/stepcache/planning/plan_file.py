@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import os
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from stepcache.core.follow_plan import FollowPlan
 from stepcache.core.plan import Plan, timeline
 from stepcache.core.strategy import Strategy
 from stepcache.core.trajectory import BOUNDARIES, Boundary, Trajectory
 from stepcache.files import parse_document, read_text, write_atomically
-from stepcache.hindsight.method import FollowHindsight
 
 PLAN_SCHEMA, PLAN_VERSION = "stepcache.plan", 3
+Follower = Callable[[Plan, Trajectory, tuple[str, ...]], Strategy]
+FOLLOWERS: dict[str, Follower] = {}
+"""Method -> what follows its plans; "weights" follows those of all other methods (see `planning/__init__.py`)."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,7 @@ class PlanFile:
     def begin(self, run: Trajectory) -> Strategy:
         """Check the plan against the run (ValueError) and follow it."""
         fitted = self.fitted_to(run)
-        if self.method == "hindsight":
-            return FollowHindsight(fitted.plan, run, fitted.notes)
-        return FollowPlan(fitted.plan, fitted.notes)
+        return FOLLOWERS.get(self.method, FOLLOWERS["weights"])(fitted.plan, run, fitted.notes)
 
     def fitted_to(self, run: Trajectory) -> PlanFile:
         """The plan itself if it was made for `run`; with `resample`, the plan made to fit, with a warning.
@@ -157,7 +157,7 @@ class PlanFile:
 def _from_document(data: dict[str, Any]) -> PlanFile:
     if missing := {"num_steps", "computed"} - set(data):
         raise ValueError(f"not a valid plan: {' and '.join(sorted(missing))} is missing.")
-    weights = tuple((int(k), tuple(float(w) for w in ws)) for k, ws in data.pop("weights", None) or ())
+    weights = tuple((int(k), tuple(map(float, ws))) for k, ws in data.pop("weights", None) or ())
     plan = Plan(data.pop("num_steps"), tuple(data.pop("computed")), weights)
     known = set(PlanFile.__dataclass_fields__) - {"plan", "resample"}
     if unknown := set(data) - known:

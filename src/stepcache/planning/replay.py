@@ -2,7 +2,7 @@
 
 Edge i -> j weighs the mean absolute change of the final latent when the steps between i and j repeat what step i gave,
 and all others are computed. The uncached run is recorded once; up to j - 1 a replay takes its outputs from the record,
-so that only steps from j on are evaluated. At the `blocks` boundary step i is evaluated too, for its residual.
+so that only steps from j on are evaluated. At the `blocks` boundary the record is of the block stack's residuals.
 """
 
 from __future__ import annotations
@@ -115,19 +115,18 @@ class Replay:
 class _Segment(Strategy):
     """Outputs up to i from the record, i repeated up to j, all from j on computed."""
 
+    history = 0
+
     def __init__(self, replay: Replay, i: int, j: int) -> None:
         self.replay, self.i, self.j = replay, i, j
-        self.blocks = replay.boundary == "blocks"
 
     def compute(self, step: int, x: torch.Tensor) -> bool:
-        return step >= self.j or (self.blocks and step == self.i)
+        return step >= self.j
 
-    def needs(self, step: int) -> int:
-        return 1 if self.blocks and step > self.i else 0
+    def can_predict(self, step: int, nodes: list[int], evaluated: bool) -> bool:
+        return True
 
     def predict(self, call: Call, kept: list[torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-        if self.blocks and call.step > self.i:
-            return kept[0]
         return self.replay.recorder.output(call.branch, min(call.step, self.i)).to(x.device)
 
 
@@ -163,7 +162,7 @@ def measured_edges(
     for prompt, seed in runs:
         if edges is not None and (prompt, seed) in edges.done:
             continue
-        with accelerate(pipe, recorder):
+        with accelerate(pipe, recorder, boundary=boundary):
             truth = sample(prompt, seed).float()
         run = recorder.trajectory
         found = []
