@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import functools
 import io
 import itertools
 import sys
@@ -40,13 +41,13 @@ class Target:
 
 BUILT = {
     "LeMiCa4Wan2.1/inference_wan.py": Target("lemica_wan", "methods.lemica", 660, 1010, "wan2.1"),
-    "LeMiCa4HunyuanVideo-1.5/lemica_generate.py": Target("lemica_hunyuan", "methods.lemica", 660, 1010, "hunyuan"),
+    "LeMiCa4HunyuanVideo-1.5/lemica_generate.py": Target("lemica_hunyuan", "methods.lemica", 680, 1040, "hunyuan"),
     "LeMiCa4QwenImage/inference_qwenimage.py": Target("lemica_qwenimage", "methods.lemica", 660, 1010, "qwen"),
     "EasyCache4Wan2.1/easycache_generate.py": Target("easycache_wan", "methods.easycache", 620, 940),
     "MagCache4Wan2.1/magcache_generate.py": Target("magcache_wan", "methods.magcache", 930, 1360),
-    "Hindsight4Wan2.1/hindsight_generate.py": Target("hindsight_wan", "hindsight.corrector", 970, 1430),
-    "Hindsight4HunyuanVideo-1.5/hindsight_generate.py": Target("hindsight_hunyuan", "hindsight.corrector", 970, 1430),
-    "Hindsight4QwenImage/hindsight_generate.py": Target("hindsight_qwenimage", "hindsight.corrector", 970, 1430),
+    "Hindsight4Wan2.1/hindsight_generate.py": Target("hindsight_wan", "hindsight.corrector", 980, 1450),
+    "Hindsight4HunyuanVideo-1.5/hindsight_generate.py": Target("hindsight_hunyuan", "hindsight.corrector", 980, 1450),
+    "Hindsight4QwenImage/hindsight_generate.py": Target("hindsight_qwenimage", "hindsight.corrector", 980, 1450),
 }
 
 
@@ -71,8 +72,8 @@ class Module:
     parts: tuple[Part, ...]
 
 
-def read_module(name: str) -> Module:
-    """Take a module of the package apart; ValueError for an import that cannot be bundled."""
+def read_module(name: str, strict: bool = True) -> Module:
+    """Take a module of the package apart; ValueError for an import that cannot be bundled, if `strict`."""
     path = ROOT / "src" / Path(*name.split(".")).with_suffix(".py")
     text = path.read_text(encoding="utf-8")
     tree, lines = ast.parse(text), text.splitlines()
@@ -83,11 +84,11 @@ def read_module(name: str) -> Module:
     for node in tree.body:
         start, end_before, end = _start(node, lines, end), end, node.end_lineno or node.lineno
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == PACKAGE:
-            if any(alias.asname for alias in node.names):
+            if strict and any(alias.asname for alias in node.names):
                 raise ValueError(f"{path}:{node.lineno}: 'import ... as' of the package's own names cannot be bundled.")
             needs.append(str(node.module))
         elif isinstance(node, ast.Import | ast.ImportFrom):
-            if isinstance(node, ast.Import) and any(a.name.split(".")[0] == PACKAGE for a in node.names):
+            if strict and isinstance(node, ast.Import) and any(a.name.split(".")[0] == PACKAGE for a in node.names):
                 raise ValueError(f"{path}:{node.lineno}: write 'from {PACKAGE}... import name' to make it bundle.")
             imports.append(node)
         elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
@@ -208,6 +209,14 @@ def condensed(part: Part) -> Part:
     return replace(part, text="\n".join(line for i, line in enumerate(lines) if i not in drop))
 
 
+@functools.cache
+def package_words() -> frozenset[str]:
+    """`words` of the whole package. A method that none of it asks for is there for others: upstream calls it."""
+    paths = (ROOT / "src" / PACKAGE).rglob("*.py")
+    names = [".".join(path.relative_to(ROOT / "src").with_suffix("").parts) for path in paths]
+    return frozenset(words([read_module(name, strict=False) for name in names if not name.endswith("__")]))
+
+
 def words(modules: list[Module]) -> set[str]:
     """Every attribute that is asked for, and every string that could name one."""
     found: set[str] = set()
@@ -220,6 +229,12 @@ def words(modules: list[Module]) -> set[str]:
     return found
 
 
+def methods(modules: list[Module]) -> set[str]:
+    """Names of all methods."""
+    nodes = (n for module in modules for part in module.parts for n in ast.walk(ast.parse(part.text)))
+    return {m.name for n in nodes if isinstance(n, ast.ClassDef) for m in n.body if isinstance(m, ast.FunctionDef)}
+
+
 def shaken(target: Target) -> list[Module]:
     """The modules of a built file with what its main needs of them, until nothing more can go."""
     modules = in_order(target)
@@ -228,7 +243,7 @@ def shaken(target: Target) -> list[Module]:
         size = now
         kept = needed(modules)
         modules = [replace(module, parts=tuple(kept[module.name])) for module in modules]
-        used = words(modules)
+        used = words(modules) | {name for name in methods(modules) if name not in package_words()}
         shorter = [tuple(shortened(part, used, target.figures) for part in module.parts) for module in modules]
         modules = [replace(module, parts=parts) for module, parts in zip(modules, shorter, strict=True)]
     return modules
@@ -257,7 +272,8 @@ def build(target: Target) -> str:
         bodies.append(rule + about + "\n\n" + _spaced(texts))
     head = f"from __future__ import annotations\n\n{_merge_imports(modules, names)}"
     if absent:
-        head += f"\n\n{' = '.join(absent)} = Any  # of the package; here they are only named, in annotations"
+        about = "# Of the package; here they are only named, in annotations."
+        head += f"\n\n{about}\n{' = '.join(absent)} = Any"
     doc = _header(modules, [1] * len(modules))
     line, starts = doc.count("\n") + head.count("\n") + 5, []
     for body in bodies:

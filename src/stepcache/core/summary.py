@@ -12,6 +12,7 @@ import torch
 from stepcache.core.plan import timeline
 
 if TYPE_CHECKING:
+    from stepcache.core.plan import Plan
     from stepcache.core.strategy import Strategy
     from stepcache.core.trajectory import Trajectory
 
@@ -65,6 +66,16 @@ class RunSummary:
         """These are held between steps; a tensor held under two names weighs once."""
         storages = [t.untyped_storage() for t in tensors]
         self.cache_bytes = max(self.cache_bytes, sum({s.data_ptr(): s.nbytes() for s in storages}.values()))
+
+    @property
+    def num_steps(self) -> int:
+        """Of the run."""
+        return self.run.num_steps
+
+    @property
+    def plan(self) -> Plan | None:
+        """What was followed, if the decisions were known beforehand."""
+        return self.strategy.plan
 
     @property
     def branches(self) -> tuple[BranchSummary, ...]:
