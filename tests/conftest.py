@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import surroundings  # noqa: F401
+
+# isort: split
 import argparse
 import functools
 import json
-import socket
 import sys
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from diffusers import (
@@ -30,17 +34,20 @@ settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
 
 
-def free_port() -> int:
-    """A port nobody listens at."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+def near(value, rel=1e-3):
+    """Equal to `value` in everything but floats, and to those nearly: for what two processes computed.
 
-
-def torchrun(python: str, ranks: int) -> list[str]:
-    """The command that starts `ranks` processes of what follows it, on a free port."""
-    start = [python, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}"]
-    return [*start, "--master_addr=127.0.0.1", f"--master_port={free_port()}"]
+    Sums are taken in another order where threads, memory or processors differ.
+    """
+    if isinstance(value, float):
+        return pytest.approx(value, rel=rel, nan_ok=True)
+    if isinstance(value, np.ndarray):
+        return pytest.approx(value, rel=rel, abs=rel * np.abs(value).max(initial=0))
+    if is_dataclass(value):
+        return near(asdict(value), rel)
+    if isinstance(value, dict):
+        return {name: near(entry, rel) for name, entry in value.items()}
+    return type(value)(near(entry, rel) for entry in value) if isinstance(value, list | tuple) else value
 
 
 def tiny_transformer(seed: int = 0, in_channels: int = 16) -> WanTransformer3DModel:

@@ -5,11 +5,10 @@ import os
 import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from conftest import torchrun
+from forkserver import run_script, torchrun
 
 from stepcache import Plan
 from stepcache.methods.lemica_schedules import SCHEDULES
@@ -29,14 +28,11 @@ def clone(tmp_path_factory):
     return folder
 
 
-def run(clone, *flags, script="lemica_generate.py", ranks=1, check=True, needed=NEEDED, cwd=None):
-    launcher = [sys.executable] if ranks == 1 else torchrun(sys.executable, ranks)
+def run(clone, *flags, script="lemica_generate.py", ranks=1, check=True, needed=NEEDED, cwd=None, real=False):
     env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "WORLD_SIZE", "RANK")}
-    env |= {"OMP_NUM_THREADS": "1"}
     if script == "generate.py":
         env |= {"WORLD_SIZE": "1"}
-    command = [*launcher, script, *needed, *map(str, flags)]
-    done = subprocess.run(command, cwd=cwd or clone, env=env, capture_output=True, text=True, timeout=120)
+    done = run_script([script, *needed, *flags], cwd or clone, env, ranks, real=real)
     if check:
         assert done.returncode == 0, done.stderr
     return done
@@ -181,7 +177,7 @@ def test_nothing_is_left_after_an_error_or_a_run(clone):
         "print('clean')\n"
     )
     env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "WORLD_SIZE", "RANK")}
-    done = subprocess.run([sys.executable, "-c", code], cwd=clone, env=env, capture_output=True, text=True, timeout=120)
+    done = run_script(["-c", code], clone, env)
     assert done.returncode == 0, done.stderr
     assert done.stdout.rstrip().endswith("clean")
 

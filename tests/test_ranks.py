@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from conftest import free_port, torchrun
+from forkserver import free_port, torchrun
 
 from stepcache import EasyCache, Hindsight, MagCache, Off, StepCache, TaylorSeer, TeaCache, Trajectory, Uniform
 from stepcache.fleet.ranks import Ranks, together, video_tokens

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import torchrun
+from forkserver import run_script, torchrun
 
 from stepcache.commands.main import main
 from stepcache.planning.calibration import Calibration
@@ -35,12 +35,10 @@ def clone(tmp_path_factory):
     return folder
 
 
-def run(clone, method, *flags, ranks=1, check=True):
+def run(clone, method, *flags, ranks=1, check=True, real=False):
     script = Path(SCRIPTS[method]).name if method in SCRIPTS else method
-    launcher = [sys.executable] if ranks == 1 else torchrun(sys.executable, ranks)
-    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
-    command = [*launcher, script, "--ckpt_dir", "ckpt", *map(str, flags)]
-    done = subprocess.run(command, cwd=clone, env=env, capture_output=True, text=True, timeout=120)
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = run_script([script, "--ckpt_dir", "ckpt", *flags], clone, env, ranks, real=real)
     if check:
         assert done.returncode == 0, done.stderr
     return done
