@@ -11,6 +11,7 @@ import functools
 import gc
 import json
 import os
+import pickle
 import random
 import signal
 import socket
@@ -63,6 +64,15 @@ def run_script(arguments, cwd, env, ranks=1, timeout=120, real=False):
     if code is None:
         raise subprocess.TimeoutExpired(arguments, timeout, stdout, stderr)
     return subprocess.CompletedProcess(arguments, code, stdout, stderr)
+
+
+def on_ranks(function, *arguments, ranks=2):
+    """`function(rank, *arguments)` in a process for each rank, as torch.multiprocessing's spawn would run it."""
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    code = f"import sys; sys.path[:] = {sys.path!r}; import os, pickle; import {function.__module__} as module; "
+    code += f"module.{function.__name__}(int(os.environ['RANK']), *pickle.loads({pickle.dumps(arguments)!r}))"
+    done = run_script(["-c", code], ".", env, ranks)
+    assert done.returncode == 0, done.stderr
 
 
 def places(ranks):
