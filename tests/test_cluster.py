@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import near
 from test_bench import PROMPTS, STEPS, bench
 
 from stepcache.bench.results import REFERENCE, Folder, Item
@@ -308,11 +309,11 @@ def test_a_bench_on_ray_is_the_bench_of_one_process(nodes, model, tmp_path, caps
         mine, theirs = asdict(item), asdict(together[key])
         for name in TIMES:
             mine.pop(name), theirs.pop(name)
-        assert mine == theirs
+        assert mine == near(theirs)
         clips = [(tmp_path / n / item.clip).stat().st_size for n in ("alone", "together")]
         assert min(clips) > 0
     described = [Folder(tmp_path / n).read() for n in ("alone", "together")]
-    assert described[0]["searched"] == described[1]["searched"]
+    assert described[0]["searched"] == near(described[1]["searched"])
     assert described[1]["ceiling"]["psnr"] is None
     assert not (tmp_path / "together" / "references").exists()
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "together" / "items").rglob("*.json")}
@@ -335,14 +336,19 @@ def test_a_calibration_on_ray_is_the_one_of_one_process(nodes, model, tmp_path, 
         "--seeds",
         "0,1",
     ]
+
+    def same():
+        alone, together = (asdict(Calibration.load(tmp_path / f"{n}.json")) for n in ("alone", "together"))
+        assert alone == near(together)
+
     assert main([*flags, "--out", str(tmp_path / "alone.json")]) == 0
     assert main([*flags, "--out", str(tmp_path / "together.json"), "--ray", "--workers", "2"]) == 0
-    assert (tmp_path / "alone.json").read_bytes() == (tmp_path / "together.json").read_bytes()
+    same()
     # stopped before the first run came back, which is also made accelerated: that is made up for
     whole = Calibration.load(tmp_path / "together.json")
     replace(whole, runs=whole.runs[1:3]).save(tmp_path / "together.json")
     assert main([*flags, "--out", str(tmp_path / "together.json"), "--ray", "--workers", "1"]) == 0
-    assert (tmp_path / "alone.json").read_bytes() == (tmp_path / "together.json").read_bytes()
+    same()
     assert "4 run(s) of 16 steps" in capsys.readouterr().out
 
 

@@ -131,7 +131,7 @@ def test_without_cache_all_and_without_guidance_one_branch(place, model):
 
 def test_the_blocks_boundary_and_resampling(place, model):
     flags = ("--cache", "8", "--table", "qwen-image", "--steps", "20", "--resample", "--boundary", "blocks")
-    done = run(place, model, *flags)
+    done = run(place, model, *flags, real=True)
     assert "computed 8 of 20 steps" in done.stdout
     assert "resampled from" in done.stderr
 
