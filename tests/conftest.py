@@ -128,6 +128,16 @@ def sample(pipe, steps=12, guidance=5.0, size=32, seed=1, batch=1, frames=5, **k
     ).frames
 
 
+# The files that take longest, longest first.
+LONG = ("test_cluster", "test_ranks", "test_bench", "test_planning", "test_embedded_model")
+
+
+def pytest_collection_modifyitems(items):
+    """Long files first, so that with several workers none of them is still at one when the others have finished."""
+    order = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(LONG)))
+
+
 @pytest.fixture
 def pipe():
     return tiny_pipe()

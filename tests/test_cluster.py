@@ -352,21 +352,16 @@ def test_a_calibration_on_ray_is_the_one_of_one_process(nodes, model, tmp_path, 
     assert "4 run(s) of 16 steps" in capsys.readouterr().out
 
 
-def started(model, folder, *flags):
+def started(model, folder, *flags, address=None):
+    """`stepcache bench` as users start it: on a cluster of its own, or on the one this machine is on."""
     (folder / "prompts.txt").write_text("a red circle\na blue square\na green triangle\na white ring\n")
     command = [sys.executable, "-m", "stepcache", "bench", "--model", model, "--prompts", str(folder / "prompts.txt")]
-    flags = [
-        "--policies",
-        "uniform:4 steps:4 uniform:6",
-        "--steps",
-        str(STEPS),
-        "--out",
-        str(folder / "results"),
-        *flags,
-    ]
+    command += ["--policies", "uniform:4 steps:4 uniform:6", "--steps", str(STEPS), "--out", str(folder / "results")]
+    cluster = ["--ray"] if address is None else ["--ray", "auto"]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    environment |= {"RAY_ADDRESS": address} if address else {}
     return subprocess.Popen(
-        [*command, *flags, "--ray", "--workers", "2", "--cpus-per-worker", "0.5"],
+        [*command, *cluster, "--cpus-per-worker", "0.5", *flags],
         start_new_session=True,
         env=environment,
         stdout=subprocess.PIPE,
@@ -384,9 +379,9 @@ def wait_for(folder, count, process):
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_the_driver_is_stopped_and_goes_on(model, tmp_path, how):
+def test_the_driver_is_stopped_and_goes_on(nodes, model, tmp_path, how):
     """Ctrl-C leaves a merged table; after either, no finished item is computed again."""
-    process = started(model, tmp_path)
+    process = started(model, tmp_path, "--workers", "2")
     wait_for(tmp_path, 5, process)
     os.killpg(process.pid, how) if how == signal.SIGINT else process.kill()
     said = process.communicate(timeout=60)[0]
@@ -397,7 +392,7 @@ def test_the_driver_is_stopped_and_goes_on(model, tmp_path, how):
     time.sleep(1)
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "results" / "items").rglob("*.json")}
     assert 5 <= len(before) < 16
-    again = started(model, tmp_path, "--resume")
+    again = started(model, tmp_path, "--workers", "1", "--resume", address=nodes.address)
     said = again.communicate(timeout=180)[0]
     assert again.returncode == 0, said
     after = {p: p.stat().st_mtime_ns for p in (tmp_path / "results" / "items").rglob("*.json")}
