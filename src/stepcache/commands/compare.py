@@ -16,10 +16,10 @@ from pathlib import Path
 
 import torch
 
+from stepcache.files import replacing
 from stepcache.measure.compare import _compare, find_pairs, notes, table, to_json
 from stepcache.measure.lpips import find_lpips
 from stepcache.measure.metrics import PROTOCOLS
-from stepcache.measure.video import replacing
 
 
 def build_parser(prog: str = "stepcache compare") -> argparse.ArgumentParser:

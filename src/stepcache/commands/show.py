@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from stepcache.core.plan import Plan
-from stepcache.files import check_writable, read_text
+from stepcache.files import check_writable, read_text, replacing
 from stepcache.planning.calibrate import describe
 from stepcache.planning.calibration import CALIBRATION_SCHEMA, Calibration
 from stepcache.planning.forecasts import Forecast, forecasts, knee
@@ -142,10 +142,5 @@ def _matplotlib() -> Any:
 
 
 def _save(figure: Any, path: str) -> None:
-    target = Path(path)
-    temporary = target.with_name(f".{target.stem}.tmp{target.suffix}")
-    try:
-        figure.savefig(temporary, dpi=150)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150, format=Path(path).suffix[1:])

@@ -9,7 +9,7 @@ from typing import Any
 
 from stepcache.bench.report.charts import family, label, shortened
 from stepcache.bench.results import REFERENCE, Row
-from stepcache.measure.video import replacing
+from stepcache.files import replacing
 
 LABELS = {"psnr": "PSNR to the uncached clip, dB", "ssim": "SSIM", "lpips": "LPIPS"}
 
