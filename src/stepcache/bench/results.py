@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from stepcache.bench.labels import labels
 from stepcache.files import parse_document, read_text
 from stepcache.fleet.places import below, files_below, is_remote, write_text
 from stepcache.measure.metrics import finite, mean_psnr
@@ -213,7 +214,7 @@ def row(method: str, items: list[Item], steps: int) -> Row:
 def merge(folder: Folder) -> str:
     """Write table.json and table.txt from the items; returns the text."""
     rows, description = table(folder), folder.read()
-    lines = [as_text(rows)]
+    lines = [as_text(rows, description.get("schedules", {}))]
     for name, thresh in description["searched"].items():
         lines.append(f"{name}: threshold {thresh:.4g}")
     if "ceiling" in description:
@@ -228,16 +229,17 @@ def merge(folder: Folder) -> str:
     return text
 
 
-def as_text(rows: list[Row]) -> str:
-    """The table for the terminal."""
-    width = max((len(r.method) for r in rows), default=6)
+def as_text(rows: list[Row], schedules: Mapping[str, str]) -> str:
+    """The table for the terminal; `schedules` says where those of the methods come from (see `labels`)."""
+    names = {method: label.row for method, label in labels((r.method for r in rows), schedules).items()}
+    width = max((len(name) for name in names.values()), default=6)
     lines = [
         f"{'method':<{width}}  items  computed  speed-up  ideal  PSNR mean  worst   SSIM   worst  LPIPS   worst  reused"
     ]
     lines.append("-" * len(lines[0]))
     for r in rows:
         if r.failed == r.items:
-            lines.append(f"{r.method:<{width}}  failed on all {r.items} item(s)")
+            lines.append(f"{names[r.method]:<{width}}  failed on all {r.items} item(s)")
             continue
         own = r.method == REFERENCE
         cells = [
@@ -254,7 +256,7 @@ def as_text(rows: list[Row]) -> str:
             f"{'-' if r.reused_cost is None else f'{r.reused_cost:.1%}':>6}",
         ]
         failed = f"  ({r.failed} failed)" if r.failed else ""
-        lines.append(f"{r.method:<{width}}  " + "  ".join(cells) + failed)
+        lines.append(f"{names[r.method]:<{width}}  " + "  ".join(cells) + failed)
     return "\n".join(lines)
 
 

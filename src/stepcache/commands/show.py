@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from stepcache.commands.flags import Flags
 from stepcache.core.plan import Plan
 from stepcache.files import check_writable, read_text, replacing
 from stepcache.planning.calibrate import describe
@@ -26,10 +27,9 @@ BAR = 40
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `stepcache show`."""
     parser.description = __doc__
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.set_defaults(run=run)
-    parser.add_argument("file", help="a plan or a calibration")
-    parser.add_argument("--out", metavar="FILE", help="also draw it: a name ending in .png or .svg")
+    flags = Flags(parser)
+    flags.add("file", help="a plan or a calibration")
+    flags.add("--out", metavar="FILE", help="also draw it: a name ending in .png or .svg")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -64,12 +64,6 @@ def plan_text(plan: Plan) -> str:
     lines = [str(plan)]
     names = ("scheduler", "shift", "guidance", "guidance_range", "boundary", "source")
     lines += [f"  {name}: {value}" for name in names if (value := getattr(plan, name)) not in (None, "")]
-    if plan.check is not None:
-        bands = f"mean filters {', '.join(map(str, plan.check.bands))}" if plan.check.bands else "one band"
-        lines.append(f"  self-check: {bands}, average {plan.check.average:g}, basis {plan.check.basis}")
-    if plan.hindsight:
-        feedback = ", ".join(f"{f:g}" for f in plan.hindsight.feedback)
-        lines.append(f"  looks back: feedback {feedback}, knee {plan.hindsight.knee:g}, floor {plan.hindsight.floor:g}")
     lines += [f"  {name}: {value:.4g}" for name, value in plan.figures]
     errors, rows = dict(plan.errors), dict(plan.weights)
     widest = max(errors.values(), default=0.0) or 1.0
@@ -87,7 +81,7 @@ def curve_text(curve: list[Forecast]) -> str:
     """One line a budget: error, PSNR forecast, bar; the knee is marked."""
     best = knee(curve)
     widest = max(f.error for f in curve) or 1.0
-    lines = ["  budget  speed-up  final latent off by  about PSNR   (open loop, before the self-check)"]
+    lines = ["  budget  speed-up  final latent off by  about PSNR   (open loop)"]
     for f in curve:
         psnr = "" if f.psnr is None or not np.isfinite(f.psnr) else f"{f.psnr:.1f} dB"
         mark = "  <- knee" if f is best else ""
