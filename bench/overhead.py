@@ -20,7 +20,7 @@ import torch
 
 import stepcache
 from stepcache import EasyCache, Hindsight, LeMiCa, MagCache, Off
-from stepcache.core.cache import Policy
+from stepcache.core.strategy import Policy
 from stepcache.core.summary import RunSummary
 from stepcache.files import write_atomically
 from stepcache.measure.generation import load_pipeline, model_defaults

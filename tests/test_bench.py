@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepcache import Plan
+from stepcache import Plan, PlanFile
 from stepcache.bench import methods as specs
 from stepcache.bench.labels import Label, label, labels
 from stepcache.bench.meter import Meter, run_once
@@ -18,8 +18,9 @@ from stepcache.bench.results import Folder, Item, row, slug, table
 from stepcache.commands.main import main
 from stepcache.fleet.places import place
 from stepcache.fleet.shards import part, shard_from
+from stepcache.hindsight.method import Hindsight
 from stepcache.measure.generation import Request, load_pipeline
-from stepcache.methods import EasyCache, Hindsight, LeMiCa, MagCache
+from stepcache.methods import EasyCache, LeMiCa, MagCache
 
 STEPS = 8
 PROMPTS = 'a red circle\na <b>"blue"</b> square & a 🐈\n'
@@ -119,7 +120,7 @@ def test_labels_say_where_a_schedule_comes_from(tmp_path):
     assert label("lemica:25,table=x").curve == label("lemica:20,table=x").curve == "lemica, published list, table=x"
     assert label("easycache:0.05,ret_steps=5") == Label("easycache:0.05,ret_steps=5", "easycache, ret_steps=5")
     assert label("steps:25").curve == "steps"
-    Plan(8, (0, 3, 7), "hindsight").save(tmp_path / "a.json")
+    PlanFile(Plan(8, (0, 3, 7)), "hindsight").save(tmp_path / "a.json")
     (planned,) = parse(f"plan:{tmp_path}/a.json")
     assert planned.name == f"plan:{tmp_path}/a.json"
     assert label(planned.name, planned.schedule) == Label("plan:a.json, hindsight, planned", "hindsight, planned")

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from stepcache import Plan, Ratios
+from stepcache import Plan, PlanFile, Ratios
 from stepcache.commands.main import COMMANDS, main
 from stepcache.measure.video import open_clip
 
@@ -62,7 +62,7 @@ def test_the_same_command_gives_the_same_frames_and_lossless_keeps_them(model, t
 
 def test_generate_follows_a_plan_file(model, tmp_path, recwarn):
     plan = tmp_path / "plan.json"
-    Plan(12, (0, 4, 11)).save(plan)
+    PlanFile(Plan(12, (0, 4, 11))).save(plan)
     out = tmp_path / "clip.npy"
     assert generate(model, out, "--steps", 12, "--plan", plan) == 0
     assert json.loads(out.with_suffix(".json").read_text())["result"]["computed"] == [0, 4, 11]
@@ -175,7 +175,7 @@ def test_what_the_flags_tell_is_said_before_the_model_is_loaded(model, tmp_path,
 
     monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", loaded)
     out, plan = tmp_path / "clip.mp4", tmp_path / "plan.json"
-    Plan(50, (0, 49)).save(plan)
+    PlanFile(Plan(50, (0, 49))).save(plan)
     (tmp_path / "file").touch()
     (tmp_path / "broken.png").write_text("not a picture")
     for target, *flags in (
@@ -216,10 +216,10 @@ def test_a_name_with_a_colon_is_a_file(model, tmp_path, monkeypatch):
     assert clip("10:53.mp4").shape == (5, 32, 32, 3)
 
 
-@pytest.mark.parametrize("version", [1, 3, None])
+@pytest.mark.parametrize("version", [1, 2, 4, None])
 def test_plan_files_of_other_versions(model, tmp_path, capsys, version):
     plan = tmp_path / "plan.json"
-    Plan(12, (0, 11)).save(plan)
+    PlanFile(Plan(12, (0, 11))).save(plan)
     document = json.loads(plan.read_text())
     assert document["version"] != version
     plan.write_text(json.dumps({**document, "version": version}))
@@ -249,10 +249,10 @@ def test_damaged_model_folders(model, tmp_path, capsys):
 def test_plans_for_something_else(model, tmp_path, capsys):
     plan = tmp_path / "plan.json"
     for made, says in (
-        (Plan(50, (0, 49)), "50 steps (the run: 12)"),
-        (Plan(12, (0, 11), model="wan2.1-t2v-14B"), "model wan2.1-t2v-14B (the run: WanTransformer3DModel"),
-        (Plan(12, (0, 11), shift=3.0), "shift 3.0 (the run: 5.0)"),
-        (Plan(12, (0, 11), guidance=7.0), "guidance 7.0 (the run: 3.0)"),
+        (PlanFile(Plan(50, (0, 49))), "50 steps (the run: 12)"),
+        (PlanFile(Plan(12, (0, 11)), model="wan2.1-t2v-14B"), "model wan2.1-t2v-14B (the run: WanTransformer3DModel"),
+        (PlanFile(Plan(12, (0, 11)), shift=3.0), "shift 3.0 (the run: 5.0)"),
+        (PlanFile(Plan(12, (0, 11)), guidance=7.0), "guidance 7.0 (the run: 3.0)"),
     ):
         made.save(plan)
         assert generate(model, tmp_path / "clip.npy", "--steps", 12, "--plan", plan) == 2
@@ -295,7 +295,7 @@ def test_demo_writes_table_clips_and_sheet(model, tmp_path, capsys):
     assert [r["label"] for r in rows][4] == "hindsight, even"
     assert [rows[i]["computed"] for i in (0, 1, 4)] == [12, 6, 6]
     assert rows[0]["psnr"] is None
-    assert all(r["computed"] + r["reused"] == 12 for r in rows)
+    assert all(r["computed"] + r["skipped"] == 12 for r in rows)
     assert (tmp_path / "table.txt").read_text().strip() in out
     names = {p.name for p in tmp_path.iterdir()}
     assert names == {f"{r['method']}.{e}" for r in rows for e in ("mp4", "mkv")} | {

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from stepcache import Plan
+from stepcache import PlanFile
 from stepcache.commands.main import main
 from stepcache.planning.calibration import Calibration
 from stepcache.planning.costs import magcache_ratios
@@ -49,7 +49,7 @@ def test_calibrate_plan_generate(model, calibrated, tmp_path, capsys):
     out = tmp_path / "plan.json"
     assert plan(calibrated, out, "--budget", 6) == 0
     assert "6 of 16 steps computed" in capsys.readouterr().out
-    made = Plan.load(out)
+    made = PlanFile.load(out)
     assert (made.budget, made.method, made.model, made.scheduler) == (
         6,
         "hindsight",
@@ -59,7 +59,7 @@ def test_calibrate_plan_generate(model, calibrated, tmp_path, capsys):
     flags = ["generate", "--model", model, "--prompt", "a cyan ring", "--steps", str(STEPS), "--plan", str(out)]
     assert main([*flags, "--output", str(tmp_path / "clip.npy")]) == 0
     record = json.loads((tmp_path / "clip.json").read_text())
-    assert record["result"]["computed"] == list(made.computed)
+    assert record["result"]["computed"] == list(made.plan.computed)
     assert main([*flags, "--output", str(tmp_path / "c.npy"), "--guidance", "6"]) == 2
     assert "guidance 2.1 to 3.9 (the run: 6)" in capsys.readouterr().err
     assert main([*flags[:-4], "--steps", "12", "--plan", str(out), "--output", str(tmp_path / "c.npy")]) == 2
@@ -93,27 +93,27 @@ def test_it_goes_on_where_it_stopped(model, calibrated, tmp_path, capsys):
 )
 def test_targets(calibrated, tmp_path, flags, budget):
     assert plan(calibrated, tmp_path / "p.json", *flags) == 0
-    assert Plan.load(tmp_path / "p.json").budget == budget
+    assert PlanFile.load(tmp_path / "p.json").budget == budget
 
 
 def test_objectives(calibrated, tmp_path):
     out = tmp_path / "p.json"
     for objective in ("lexminimax", "sum", "power"):
         assert plan(calibrated, out, "--budget", 6, "--method", "lemica", "--objective", objective) == 0
-        assert (Plan.load(out).method, Plan.load(out).budget) == ("lemica", 6)
+        assert (PlanFile.load(out).method, PlanFile.load(out).budget) == ("lemica", 6)
 
 
 def test_magcache_plans(calibrated, tmp_path, capsys):
     out, ratios = tmp_path / "p.json", tmp_path / "ratios.json"
     loose = ("--magcache_K", 6, "--retention_ratio", 0.1)
     assert plan(calibrated, out, "--budget", 6, "--method", "magcache", *loose) == 0
-    made = Plan.load(out)
+    made = PlanFile.load(out)
     assert (made.method, made.budget, made.boundary) == ("magcache", 6, "output")
     assert dict(made.figures)["magcache_thresh"] > 0
     magcache_ratios(Calibration.load(calibrated / "calibration.json")).save(ratios)
     flags = ["plan", "--calibration", str(ratios), "--out", str(out)]
     assert main([*flags, "--method", "magcache", "--target-speedup", "2.6", *map(str, loose)]) == 0
-    assert (Plan.load(out).computed, Plan.load(out).boundary) == (made.computed, "blocks")
+    assert (PlanFile.load(out).plan.computed, PlanFile.load(out).boundary) == (made.plan.computed, "blocks")
     capsys.readouterr()
     assert main([*flags, "--budget", "6"]) == 2
     assert "holds MagCache's ratios only" in capsys.readouterr().err
@@ -129,9 +129,9 @@ def test_edges_are_measured_and_kept(model, calibrated, tmp_path, capsys):
     assert "rank correlation" in capsys.readouterr().out
     edges = tmp_path / "p.edges.json"
     assert len(json.loads(edges.read_text())["runs"]) == 1
-    first = Plan.load(out)
+    first = PlanFile.load(out)
     assert plan(calibrated, out, "--budget", 8, "--method", "lemica", "--edges", edges) == 0
-    assert Plan.load(out).computed == first.computed
+    assert PlanFile.load(out).plan.computed == first.plan.computed
     other = ("--budget", 8, "--method", "lemica", "--edges", "replay", "--model", model)
     assert plan(calibrated, tmp_path / "q.json", *other, "--height", 64) == 2
     assert "is a calibration of size" in capsys.readouterr().err
@@ -145,7 +145,7 @@ def test_refining_resumes(model, calibrated, tmp_path, capsys):
     assert "2 schedules tried" in capsys.readouterr().out
     assert plan(calibrated, out, *flags, 3) == 0
     assert len(json.loads((tmp_path / "p.trials.json").read_text())["trials"]) == 3
-    assert dict(Plan.load(out).figures)["measured_runs"] == 2
+    assert dict(PlanFile.load(out).figures)["measured_runs"] == 2
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg"])

@@ -14,14 +14,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from stepcache.bench import peers
-from stepcache.core.cache import Policy
-from stepcache.core.plan import Plan
+from stepcache.core.strategy import Policy
 from stepcache.core.trajectory import BOUNDARIES
+from stepcache.hindsight.method import Hindsight
 from stepcache.hosts.diffusers import Run, accelerate
 from stepcache.methods import (
     EasyCache,
-    Fixed,
-    Hindsight,
     LeMiCa,
     MagCache,
     MagCacheCalibration,
@@ -31,6 +29,7 @@ from stepcache.methods import (
     TeaCache,
     Uniform,
 )
+from stepcache.planning.plan_file import PlanFile
 
 Enter = Callable[[Any, int], AbstractContextManager[Run | None]]
 """(pipeline, steps) -> a context in which the pipeline runs under the method; it yields our run, or None."""
@@ -169,19 +168,6 @@ def _renaming(make: Callable[..., Policy], **names: str) -> Callable[..., Policy
     return lambda *value, **options: make(*value, **{names.get(key, key): v for key, v in options.items()})
 
 
-def _followed(file: str, resample: bool = False, boundary: str | None = None) -> Policy:
-    """The policy that follows a plan file; `boundary` where the plan leaves it open."""
-    plan = Plan.load(file)
-    if boundary is not None and plan.boundary not in (None, boundary):
-        raise ValueError(f"the plan is for boundary {plan.boundary}; leave {boundary} out.")
-    return Fixed(plan if boundary is None else replace(plan, boundary=boundary), resample)  # type: ignore[arg-type]
-
-
-def _planner(policy: Policy) -> str:
-    """The method of the plan that a policy of `_followed` follows."""
-    return policy.decided.method if isinstance(policy, Fixed) else "custom"
-
-
 _OURS: dict[str, Callable[[str], Any]] = {"boundary": _boundary}
 
 
@@ -195,7 +181,7 @@ KINDS: dict[str, Kind] = {
         {**_OURS, "table": str, "resample": _truth},
         schedule="published list",
     ),
-    "plan": Kind("file", str, _followed, {**_OURS, "resample": _truth}, schedule="planned"),
+    "plan": Kind("file", str, PlanFile.load, {"resample": _truth}, schedule="planned"),
     "uniform": Kind("budget", int, Uniform, {**_OURS, "interval": int}, optional=True, schedule="even"),
     "easycache": Kind("threshold", _number, EasyCache, {**_OURS, "ret_steps": int}, (1e-3, 10.0), optional=True),
     "magcache": Kind(
@@ -374,7 +360,7 @@ def _contender(method: Method, value: tuple[Any, ...], options: dict[str, Any]) 
     if not hasattr(made, "begin"):
         return Contender(method.text, made)
     policy: Policy = made  # type: ignore[assignment]
-    schedule = f"{_planner(policy)}, {kind.schedule}" if method.name == "plan" else kind.schedule
+    schedule = f"{policy.method}, {kind.schedule}" if isinstance(policy, PlanFile) else kind.schedule
     return Contender(method.text, lambda pipe, _: accelerate(pipe, policy), policy=policy, schedule=schedule)
 
 

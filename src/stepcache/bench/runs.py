@@ -159,7 +159,7 @@ class Runner:
             loop_seconds=result.loop_seconds,
             reference_seconds=reference.loop_seconds,
             seconds_per_computed_step=None if summary is None else summary.seconds_per_computed_step,
-            seconds_per_reused_step=None if summary is None else summary.seconds_per_reused_step,
+            seconds_per_reused_step=None if summary is None else summary.seconds_per_skipped_step,
             cache_bytes=None if summary is None else summary.cache_bytes,
             peak_bytes=result.peak_bytes,
             psnr=finite(distance.psnr),

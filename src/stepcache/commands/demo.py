@@ -18,8 +18,8 @@ from stepcache.bench.labels import label
 from stepcache.bench.methods import Method, help_text, read, read_list, single
 from stepcache.bench.results import REFERENCE, slug
 from stepcache.commands.flags import Flags, request_from
-from stepcache.core.cache import Policy
 from stepcache.core.plan import timeline
+from stepcache.core.strategy import Policy
 from stepcache.core.summary import RunSummary
 from stepcache.files import check_writable, write_atomically
 from stepcache.measure.generation import check_policy, generate, load_pipeline, model_defaults, pipeline_kind
@@ -143,7 +143,7 @@ def _row(
         "method": run.name,
         "label": run.label,
         "computed": len(summary.computed),
-        "reused": len(summary.reused),
+        "skipped": len(summary.skipped),
         "loop_seconds": summary.loop_seconds,
         "speedup": baseline.loop_seconds / summary.loop_seconds,
         "ideal": summary.ideal_speedup,
@@ -155,7 +155,7 @@ def _row(
 def table(rows: list[dict[str, Any]]) -> str:
     """The comparison as text; PSNR and SSIM against the uncached run."""
     width = max(len(r["label"]) for r in rows)
-    columns = (("method", width), ("computed", 9), ("reused", 7), ("loop s", 8), ("speed-up", 9), ("ideal", 6))
+    columns = (("method", width), ("computed", 9), ("skipped", 7), ("loop s", 8), ("speed-up", 9), ("ideal", 6))
     head = " ".join(f"{name:>{size}}" for name, size in (*columns, ("PSNR dB", 8), ("SSIM", 7)))
     lines = [head, "-" * len(head)]
     for r in rows:
@@ -163,7 +163,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         if r["psnr"] is not None:
             quality = f"{'inf' if math.isinf(r['psnr']) else format(r['psnr'], '.2f'):>8} {r['ssim']:7.4f}"
         lines.append(
-            f"{r['label']:>{width}} {r['computed']:>9} {r['reused']:>7} {r['loop_seconds']:8.2f} "
+            f"{r['label']:>{width}} {r['computed']:>9} {r['skipped']:>7} {r['loop_seconds']:8.2f} "
             f"{r['speedup']:>8.2f}x {r['ideal']:>5.2f}x {quality}"
         )
     return "\n".join(lines)
@@ -177,7 +177,7 @@ def write_outputs(
         large = frames.repeat(4, axis=1).repeat(4, axis=2) if frames.shape[1] <= 128 else frames
         write_clip(out / f"{slug(run.name)}.mp4", large, fps)
         write_clip(out / f"{slug(run.name)}.mkv", frames, fps)
-    counts = [f"{r['label']}  {r['computed']} of {r['computed'] + r['reused']}" for r in rows]
+    counts = [f"{r['label']}  {r['computed']} of {r['computed'] + r['skipped']}" for r in rows]
     sheet = [(count, frames) for count, (_, frames) in zip(counts, clips, strict=True)]
     contact_sheet(sheet, out / "sheet.png", columns=9)
     write_atomically(out / "table.txt", text + "\n")

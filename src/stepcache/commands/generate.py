@@ -40,7 +40,7 @@ from stepcache.measure.generation import (
 from stepcache.measure.video import write_clip
 from stepcache.methods import MagCacheCalibration
 
-RECORD_SCHEMA, RECORD_VERSION = "stepcache.generation", 1
+RECORD_SCHEMA, RECORD_VERSION = "stepcache.generation", 2
 
 
 GONE = {
@@ -260,14 +260,15 @@ def record(
         },
         "result": {
             "computed": summary.computed,
-            "reused": summary.reused,
-            "branches": {b.name: {"computed": b.computed, "reused": b.reused} for b in summary.branches},
+            "skipped": summary.skipped,
+            "branches": {b.name: {"computed": b.computed, "skipped": b.skipped} for b in summary.branches},
             "ideal_speedup": summary.ideal_speedup,
             "loop_seconds": summary.loop_seconds,
             "seconds_per_computed_step": summary.seconds_per_computed_step,
-            "seconds_per_reused_step": summary.seconds_per_reused_step,
+            "seconds_per_skipped_step": summary.seconds_per_skipped_step,
             "cache_bytes": summary.cache_bytes,
             "forced": summary.forced,
+            "notes": summary.notes,
             "warnings": summary.warnings,
             "plan": asdict(summary.plan) if summary.plan else None,
         },

@@ -22,7 +22,6 @@ import torch
 from tqdm import tqdm
 
 from stepcache.commands.flags import Flags, add_device_flags, add_size_flags, request_from
-from stepcache.core.plan import Plan
 from stepcache.core.trajectory import BOUNDARIES
 from stepcache.files import check_writable, read_text
 from stepcache.hosts.diffusers import model_name
@@ -42,6 +41,7 @@ from stepcache.planning.costs import (
 )
 from stepcache.planning.forecasts import forecasts, psnr_of
 from stepcache.planning.paths import OBJECTIVES
+from stepcache.planning.plan_file import PlanFile
 from stepcache.planning.refine import load_trials, refine, save_trials
 from stepcache.planning.replay import MeasuredEdges, measured_edges, rank_agreement, replays
 
@@ -166,7 +166,7 @@ def run(args: argparse.Namespace) -> int:
         note = f"planned from {len(calibration.runs)} run only; calibrate a few more prompts for a steadier plan"
         plan = replace(plan, notes=(*plan.notes, note))
     plan.save(args.out)
-    print(plan)
+    print(plan.text())
     error = float(plan_error(calibration, plan).mean())
     forecast = psnr_of(calibration, error)
     in_decibel = "" if forecast is None else f", about {forecast:.1f} dB"
@@ -216,7 +216,7 @@ def run_on_ratios(args: argparse.Namespace) -> int:
     plan = plan_magcache(ratios, budget, args.magcache_K, args.retention_ratio)
     plan = replace(plan, boundary="blocks")  # what --magcache_calibration measures: the block stack's residual
     plan.save(args.out)
-    print(f"{plan}\nwrote {args.out}")
+    print(f"{plan.text()}\nwrote {args.out}")
     return 0
 
 
@@ -251,16 +251,16 @@ def budget_at_speedup(args: argparse.Namespace, steps: int) -> int:
     return int(steps / args.target_speedup)
 
 
-def hindsight(args: argparse.Namespace, calibration: Calibration, budget: int) -> Plan:
+def hindsight(args: argparse.Namespace, calibration: Calibration, budget: int) -> PlanFile:
     """Our plan by the flags."""
     plan = plan_hindsight(calibration, budget, longest=args.longest)
     return plan if args.refine is None else refined(args, calibration, plan)
 
 
-def refined(args: argparse.Namespace, calibration: Calibration, plan: Plan) -> Plan:
+def refined(args: argparse.Namespace, calibration: Calibration, plan: PlanFile) -> PlanFile:
     """The plan after closed-loop trials; OUT.trials.json holds what is done, and is gone on with."""
     path = Path(args.out).with_suffix(".trials.json")
-    key = {"start": plan.computed, "runs": [(r.prompt, r.seed) for r in calibration.runs], "method": plan.method}
+    key = {"start": plan.plan.computed, "runs": [(r.prompt, r.seed) for r in calibration.runs], "method": plan.method}
     known = load_trials(path, key)
     pipe, sample = runner(args, calibration)
     truths = {}
@@ -277,12 +277,12 @@ def refined(args: argparse.Namespace, calibration: Calibration, plan: Plan) -> P
             save=lambda done: save_trials(path, done, key),
             progress=bar.update,
         )
-    first = next(t for t in trials if t.computed == plan.computed)
+    first = next(t for t in trials if t.computed == plan.plan.computed)
     print(
         f"{len(trials)} schedules tried: worst quarter {first.score:.1f} dB before, "
         f"{dict(found.figures)['measured_snr_worst_quarter_db']:.1f} dB after (latent signal to noise)"
     )
-    return replace(found, errors=plan.errors if found.computed == plan.computed else ())
+    return replace(found, errors=plan.errors if found.plan.computed == plan.plan.computed else ())
 
 
 def runner(args: argparse.Namespace, calibration: Calibration) -> tuple[Any, Callable[[str, int], torch.Tensor]]:
@@ -303,13 +303,13 @@ def runner(args: argparse.Namespace, calibration: Calibration) -> tuple[Any, Cal
     return pipe, lambda prompt, seed: sample_latent(pipe, replace(request, prompt=prompt, seed=seed))
 
 
-def magcache(args: argparse.Namespace, calibration: Calibration, budget: int) -> Plan:
+def magcache(args: argparse.Namespace, calibration: Calibration, budget: int) -> PlanFile:
     """MagCache's plan from the calibration's own ratios."""
     plan = plan_magcache(magcache_ratios(calibration), budget, args.magcache_K, args.retention_ratio)
     return finished(calibration, plan)
 
 
-def lemica(args: argparse.Namespace, calibration: Calibration, budget: int) -> Plan:
+def lemica(args: argparse.Namespace, calibration: Calibration, budget: int) -> PlanFile:
     """LeMiCa's plan by the flags, and how well the closed form agrees with measured edges."""
     settings = {"objective": args.objective, "gamma": args.gamma}
     if args.edges == "gram":

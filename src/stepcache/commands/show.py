@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 
 from stepcache.commands.flags import Flags
-from stepcache.core.plan import Plan
 from stepcache.files import check_writable, read_text, replacing
+from stepcache.hindsight.forecast import order_one
 from stepcache.planning.calibrate import describe
 from stepcache.planning.calibration import CALIBRATION_SCHEMA, Calibration
 from stepcache.planning.forecasts import Forecast, forecasts, knee
+from stepcache.planning.plan_file import PlanFile
 
 BAR = 40
 """Width of the widest bar, in characters."""
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         print(curve_text(curve))
         draw = lambda: draw_calibration(calibration, curve, args.out)  # noqa: E731
     else:
-        plan = Plan.load(args.file)
+        plan = PlanFile.load(args.file)
         print(plan_text(plan))
         draw = lambda: draw_plan(plan, args.out)  # noqa: E731
     if args.out:
@@ -59,18 +60,18 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def plan_text(plan: Plan) -> str:
-    """Timeline, key, and one line a reused step: sources, weights, predicted error."""
-    lines = [str(plan)]
+def plan_text(plan: PlanFile) -> str:
+    """Timeline, key, and one line a skipped step: sources, weights, predicted error."""
+    lines = [plan.text()]
     names = ("scheduler", "shift", "guidance", "guidance_range", "boundary", "source")
     lines += [f"  {name}: {value}" for name in names if (value := getattr(plan, name)) not in (None, "")]
     lines += [f"  {name}: {value:.4g}" for name, value in plan.figures]
-    errors, rows = dict(plan.errors), dict(plan.weights)
+    errors, rows = dict(plan.errors), dict(plan.plan.weights)
     widest = max(errors.values(), default=0.0) or 1.0
     lines.append("  step  predicted from (weights)               relative error of the output")
-    for step in plan.reused:
-        weights = rows.get(step, (1.0,))
-        sources = [k for k in plan.computed if k < step][::-1]
+    for step in plan.plan.skipped:
+        sources = [k for k in plan.plan.computed if k < step][::-1]
+        weights = order_one(step, sources) if plan.method == "hindsight" else rows.get(step, (1.0,))
         made_of = " ".join(f"{k}:{w:+.3f}" for k, w in zip(sources, weights, strict=False))
         error = f"{errors[step]:.4f} {'█' * round(BAR * errors[step] / widest)}" if step in errors else ""
         lines.append(f"  {step:>4}  {made_of:38} {error}".rstrip())
@@ -86,16 +87,16 @@ def curve_text(curve: list[Forecast]) -> str:
         psnr = "" if f.psnr is None or not np.isfinite(f.psnr) else f"{f.psnr:.1f} dB"
         mark = "  <- knee" if f is best else ""
         bar = "█" * round(BAR * f.error / widest)
-        lines.append(f"  {f.budget:>6}  {f.plan.ideal_speedup:>7.2f}x  {f.error:>19.3%}  {psnr:>10}   {bar}{mark}")
+        lines.append(f"  {f.budget:>6}  {f.plan.plan.ideal_speedup:>7.2f}x  {f.error:>19.3%}  {psnr:>10}   {bar}{mark}")
     return "\n".join(lines)
 
 
-def draw_plan(plan: Plan, path: str) -> None:
+def draw_plan(plan: PlanFile, path: str) -> None:
     """Timeline above the predicted error of every step."""
     plt = _matplotlib()
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(9, 4), height_ratios=(1, 4), sharex=True, layout="constrained")
-    top.bar(plan.computed, 1, width=0.9, color="#2b6cb0", label="computed")
-    top.bar(plan.reused, 1, width=0.9, color="#e2e8f0", label="predicted")
+    top.bar(plan.plan.computed, 1, width=0.9, color="#2b6cb0", label="computed")
+    top.bar(plan.plan.skipped, 1, width=0.9, color="#e2e8f0", label="predicted")
     top.set(yticks=[])
     top.set_title(plan.describe(), fontsize="medium")
     top.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 
-from stepcache.core.cache import Policy
+from stepcache.core.strategy import Policy
 from stepcache.dropin.common import add_boundary
 from stepcache.dropin.wan21 import launch
 from stepcache.methods.easycache import EasyCache

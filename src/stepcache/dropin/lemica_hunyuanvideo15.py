@@ -19,7 +19,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from stepcache.core.cache import Policy
+from stepcache.core.strategy import Policy
 from stepcache.dropin.common import add_boundary, add_predict, add_resample, fail, leads, planned, say
 from stepcache.hosts.hunyuanvideo15 import MODEL, CacheHelper, DoesNotFit, install
 from stepcache.methods.fixed import Fixed

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from stepcache.core.cache import Policy
+from stepcache.core.strategy import Policy
 from stepcache.dropin.common import add_boundary, add_predict, fail, planned
 from stepcache.hosts.diffusers import accelerate
 from stepcache.methods.fixed import Off

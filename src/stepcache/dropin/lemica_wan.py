@@ -12,7 +12,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from stepcache.core.cache import Policy
+from stepcache.core.strategy import Policy
 from stepcache.dropin.common import add_boundary, add_predict, add_resample, fail, leads, planned, say
 from stepcache.dropin.wan21 import KIN, launch
 from stepcache.methods.lemica import LeMiCa

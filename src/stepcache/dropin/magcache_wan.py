@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from stepcache.core.cache import Policy
+from stepcache.core.strategy import Policy
 from stepcache.dropin.common import add_boundary, fail, say
 from stepcache.dropin.wan21 import KIN, launch
 from stepcache.methods.magcache import MagCache, MagCacheCalibration, Ratios

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from stepcache.core.cache import Policy
+from stepcache.core.strategy import Policy
 from stepcache.dropin.common import fail, leads
 from stepcache.hosts.wan21 import installed
 

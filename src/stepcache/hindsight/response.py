@@ -14,10 +14,12 @@ import torch
 
 
 def response(scheduler: Any) -> torch.Tensor:
-    """Push unit vectors through a copy of a scheduler.
+    """Push unit vectors through a copy of a scheduler, on the CPU, whatever device its own tensors are on.
+
+    Neither the scheduler nor the global random state is touched.
 
     Args:
-        scheduler: with its timesteps set; it is not changed.
+        scheduler: with its timesteps set, and its begin index where the run starts later (image to image).
 
     Returns:
         float64 (S + 1, S + 1): row k is the latent before step k over (x_0, v_0, ..., v_(S-1)); the last row is the
@@ -26,10 +28,11 @@ def response(scheduler: Any) -> torch.Tensor:
     Raises:
         ValueError: the sampler is not linear in the outputs alone: it adds noise, or clips.
     """
-    once, tripled = (_push(scheduler, scale) for scale in (1.0, 3.0))
-    if not torch.allclose(3 * once, tripled, rtol=1e-4, atol=1e-6):  # noise is not the same twice, clipping not linear
+    with torch.random.fork_rng(devices=[]):
+        once, tripled = (_push(scheduler, scale) for scale in (1.0, 3.0))
+    if not torch.allclose(3 * once, tripled, rtol=1e-4, atol=1e-6):  # noise does not triple, clipping is not linear
         raise ValueError(
-            f"{type(scheduler).__name__} is not linear in the model's outputs (it adds noise or clips at every step)."
+            f"{type(scheduler).__name__} is not linear in the model's outputs (it adds noise or clips at every step)"
         )
     return once
 
@@ -43,24 +46,38 @@ class Remembered:
 
     def __call__(self, scheduler: Any) -> torch.Tensor:
         """As `response`."""
-        key = (type(scheduler), str(scheduler.config), tuple(scheduler.timesteps.tolist()))
+        begin = getattr(scheduler, "begin_index", None)
+        key = (type(scheduler), str(scheduler.config), tuple(scheduler.timesteps.tolist()), begin)
         if self._key != key:
             self._answers, self._key = response(scheduler), key
         return self._answers
 
 
 def _push(scheduler: Any, scale: float) -> torch.Tensor:
-    steps = len(scheduler.timesteps)
-    sampler = copy.deepcopy(scheduler)
+    sampler = on_cpu(copy.deepcopy(scheduler))
+    vars(sampler).pop("step", None)  # a host's, which came along
+    timesteps = sampler.timesteps[getattr(sampler, "begin_index", None) or 0 :]
+    steps = len(timesteps)
     x = torch.zeros(steps + 1, 1, 1, 1, dtype=torch.float64)  # "sample" 0 carries x_0, the others one output each
     x[0] = scale
     rows = [x.flatten().clone()]
-    for k, t in enumerate(sampler.timesteps):
+    for k, t in enumerate(timesteps):
         output = torch.zeros_like(x)
         output[k + 1] = scale
         x = sampler.step(output, t, x, return_dict=False)[0].double()
         rows.append(x.flatten().clone())
     return torch.stack(rows)
+
+
+def on_cpu(sampler: Any) -> Any:
+    """The sampler itself with every tensor it holds moved to the CPU; for a copy that is to be probed."""
+    for name, value in vars(sampler).items():
+        if isinstance(value, torch.Tensor):
+            setattr(sampler, name, value.cpu())
+        elif isinstance(value, list | tuple) and any(isinstance(v, torch.Tensor) for v in value):
+            moved = [v.cpu() if isinstance(v, torch.Tensor) else v for v in value]
+            setattr(sampler, name, type(value)(moved))
+    return sampler
 
 
 def noise_levels(answers: torch.Tensor) -> list[float] | None:

@@ -6,17 +6,21 @@ import functools
 import inspect
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
 
-from stepcache.core.cache import Call, StepCache
+from stepcache.core.cache import StepCache
+from stepcache.core.strategy import Call
 
 Method = Callable[..., Any]
 
 
 _ABSENT = object()
+MOST_CONDITIONS = 16
+"""Conditioning tensors that are remembered; no guidance has more in one run."""
 
 
 class Patches:
@@ -26,10 +30,20 @@ class Patches:
         self._ours: list[_Ours] = []
         self.active = True
 
-    def set(self, target: Any, name: str, make: Callable[[Method], Method], original: Method | None = None) -> None:
-        """Put `make(original)` in place of `target.name`; it passes calls through once `restore` has run."""
-        own = vars(target)  # not getattr and setattr: a compiled module would hand them on to the module inside
-        ours = _Ours(self, target, name, own.get(name, _ABSENT), original or getattr(target, name), make)
+    def set(
+        self,
+        target: Any,
+        name: str,
+        make: Callable[[Method], Method],
+        original: Method | None = None,
+        copies: Callable[[Any], Callable[[Method], Method]] | None = None,
+    ) -> None:
+        """Put `make(original)` in place of `target.name`; it passes calls through once `restore` has run.
+
+        `copies`: copy -> its own `make`; without, a copy of the target has the class's own method again.
+        """
+        own = vars(target)  # not getattr and setattr: a compiled module would pass them on to the module inside
+        ours = _Ours(self, target, name, own.get(name, _ABSENT), original or getattr(target, name), make, copies)
         own[name] = ours
         self._ours.append(ours)
 
@@ -75,10 +89,11 @@ class _Ours:
         before: Any,
         original: Method,
         make: Callable[[Method], Method],
+        copies: Callable[[Any], Callable[[Method], Method]] | None = None,
     ) -> None:
         functools.update_wrapper(self, original)
         self._patches, self._target, self.name = patches, target, name
-        self._before, self._original = before, original
+        self._before, self._original, self._copies = before, original, copies
 
         @functools.wraps(original)
         def below(*args: Any, **kwargs: Any) -> Any:  # by name: what is below may be taken out while we stay
@@ -112,7 +127,10 @@ class _Ours:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         twin = memo.get(id(self._target))
-        return self if twin is None else getattr(type(twin), self.name).__get__(twin)
+        if twin is None:
+            return self
+        bare = getattr(type(twin), self.name).__get__(twin)
+        return _Ours(self._patches, twin, self.name, _ABSENT, bare, self._copies(twin)) if self._copies else bare
 
     def __reduce__(self) -> tuple[Any, ...]:
         return getattr, (self._target, self.name)  # looked up before the state is there: the class's own method
@@ -128,6 +146,46 @@ def inside(module: Any) -> Any:
     return module
 
 
+class Branches:
+    """Names for a run's conditioning streams, from the identity or the content of their conditioning tensors."""
+
+    def __init__(self) -> None:
+        self._known: list[tuple[str, torch.Tensor]] = []
+
+    def name(self, condition: torch.Tensor) -> str:
+        """The branch that a conditioning tensor belongs to; a new one if it is like none before.
+
+        Some pipelines make their tensors anew at every step: one that is equal to a branch's is that branch's. One
+        that is new in content (a prompt that changes in the run) begins a branch, and the oldest is forgotten.
+        """
+        for name, known in self._known:
+            if known is condition:
+                return name
+        for i, (name, known) in enumerate(self._known):
+            if _equal(known, condition):
+                self._known[i] = (name, condition)
+                return name
+        name = self._new_name()
+        self._known = [*self._known[-MOST_CONDITIONS + 1 :], (name, condition)]
+        return name
+
+    def clear(self) -> None:
+        """A new run."""
+        self._known.clear()
+        self._count = 0
+
+    _count = 0
+
+    def _new_name(self) -> str:
+        self._count += 1
+        return ("cond", "uncond")[self._count - 1] if self._count <= 2 else f"branch{self._count}"
+
+
+def first_tensor(tree: Any) -> torch.Tensor | None:
+    """The first tensor in a tree of arguments."""
+    return next((leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)), None)
+
+
 class Entrance:
     """One call of a transformer: asks the cache, then evaluates or predicts, at the cache's boundary.
 
@@ -137,31 +195,68 @@ class Entrance:
 
     def __init__(self, cache: StepCache, blocks: BlockStack | None = None) -> None:
         self.cache, self.blocks = cache, blocks
-        self._unpack: dict[str, Callable[[torch.Tensor], Any]] = {}
+        self._run: Any = None
+        self._forget()
+
+    def _forget(self) -> None:
+        self.own: torch.Size | None = None
+        self._output: torch.Size | None = None
+        self._returns: dict[Hashable, tuple[torch.Tensor, torch.Size, Callable[[torch.Tensor], Any]]] = {}
+
+    def latent_is(self, shape: torch.Size) -> None:
+        """The latent that the sampler works on has this shape.
+
+        The output may have condition tokens behind it: shapes (batch, tokens, channels). In grids a smaller latent
+        means other things (a first frame that is given), so they are left as they are.
+        """
+        own = self.own
+        if own and len(shape) == len(own) == 3 and all(a <= b for a, b in zip(shape, own, strict=True)):
+            self.own = shape
 
     def __call__(
-        self, original: Method, args: Any, kwargs: Any, latent: Any, key: Hashable, holder: Any, owner: Hashable = None
+        self, original: Method, args: Any, kwargs: Any, latent: Any, branch: str, owner: Hashable = None
     ) -> Any:
         """Call `original(*args, **kwargs)`, or do without; `latent` is the argument that holds the noisy latent."""
         x, _ = pack(latent)
-        self.cache.batched = not isinstance(latent, list | tuple)
-        call = self.cache.enter(key, x, holder=holder, owner=owner)
-        if call.recalled is not None:
-            if call.branch not in self._unpack:  # what the model returns is not known yet: look once
-                _, self._unpack[call.branch] = pack(original(*args, **kwargs))
-            result = self._unpack[call.branch](call.recalled)
-        elif self.blocks is not None:
+        if self.cache.run is not self._run:
+            self._forget()
+        call = self.cache.enter(branch, x, own=self.own, owner=owner)
+        self._run = self.cache.run
+        if self.blocks is not None:
             with self.blocks.during(call):
                 result = original(*args, **kwargs)
         elif call.compute:
-            result = original(*args, **kwargs)
-            output, self._unpack[call.branch] = pack(result)
-            if (handed_on := self.cache.keep(call, x, output)) is not output:
-                result = self._unpack[call.branch](handed_on)
+            result = self._evaluated(call, x, owner, original, args, kwargs)
         else:
-            result = self._unpack[call.branch](self.cache.predict(call, x))
+            result = self._predicted(call, x, owner, original, args, kwargs)
         self.cache.leave(call, x)
         return result
+
+    def _evaluated(self, call: Call, x: torch.Tensor, owner: Hashable, original: Method, args: Any, kwargs: Any) -> Any:
+        strategy = self.cache.strategy
+        if strategy is not None and strategy.relative:
+            x = x.clone()  # a model may write into its input
+        result = original(*args, **kwargs)
+        output = self._learn(x, owner, result)
+        if output.shape != self._output:
+            self._output = self.own = output.shape
+        self.cache.keep(call if call.own else replace(call, own=self.own), x, output)
+        return result
+
+    def _predicted(self, call: Call, x: torch.Tensor, owner: Hashable, original: Method, args: Any, kwargs: Any) -> Any:
+        strategy, signature = self.cache.strategy, (owner, x.shape, x.dtype)
+        if signature not in self._returns:  # what the model returns is not known yet: look once
+            self._learn(x, owner, original(*args, **kwargs))
+        like, shape, unpack = self._returns[signature]
+        if strategy is not None and strategy.predicts_guided:
+            return unpack(like.new_ones(shape))  # never looked at: the sampler's door makes the forecast
+        return unpack(self.cache.predict(call, x))
+
+    def _learn(self, x: torch.Tensor, owner: Hashable, result: Any) -> torch.Tensor:
+        """The tensors in what the model returned, as one; how they are packed is remembered for skipped calls."""
+        output, unpack = pack(result)
+        self._returns[owner, x.shape, x.dtype] = (output.new_empty(0), output.shape, unpack)
+        return output
 
 
 def pack(tree: Any) -> tuple[torch.Tensor, Callable[[torch.Tensor], Any]]:
@@ -187,9 +282,10 @@ def pack(tree: Any) -> tuple[torch.Tensor, Callable[[torch.Tensor], Any]]:
 class BlockStack:
     """Reuse of a block stack's residual; every block is entered by itself, the containers stay untouched.
 
-    While a call says reuse, the first block that runs adds the cached residual to the tokens and the others pass them
+    While a call says skip, the first block that runs adds the cached residual to the tokens and the others pass them
     through. (A model may leave blocks out, as skip-layer guidance does; which one runs first or last is seen, not
-    assumed.)
+    assumed.) What the model adds between blocks (the residuals of a ControlNet) it adds again on a skipped call, so it
+    is taken out of the residual.
 
     Args:
         blocks: in the order in which they run.
@@ -209,8 +305,8 @@ class BlockStack:
         self.cache, self.streams = cache, streams
         self.tokens = streams.index(tokens) if tokens else 0
         self.call: Call | None = None
-        self._before: torch.Tensor | None = None
-        self._after: torch.Tensor | None = None
+        self._in_place: bool | None = None  # whether the blocks write into their input; seen on the first call
+        self._forget()
         for block in blocks:
             names = list(inspect.signature(type(inside(block)).forward).parameters)[1:]
             places = {name: names.index(name) for name in streams if name in names}
@@ -220,16 +316,26 @@ class BlockStack:
                 raise ValueError(f"{type(block).__name__}.forward has no argument {' or '.join(sorted(missing))}.")
             patches.enter(block, functools.partial(self._wrap, places=places))
 
+    def _forget(self) -> None:
+        self._before: torch.Tensor | None = None
+        self._given: torch.Tensor | None = None  # the first block's input itself, which `_before` may be a copy of
+        self._after: torch.Tensor | None = None
+        self._added: torch.Tensor | None = None
+
     @contextmanager
     def during(self, call: Call) -> Iterator[None]:
         """The transformer's call that the blocks are about to be part of."""
         self.call = call
         try:
             yield
-            if self._before is not None and self._after is not None:
-                self.cache.keep(call, self._before, self._after)
+            before, after = self._before, self._after
+            if before is not None and after is not None:
+                if self._in_place is None and self._given is not None:
+                    self._in_place = not torch.equal(before, self._given)
+                self.cache.keep(call, before if self._added is None else before + self._added, after)
         finally:
-            self.call = self._before = self._after = None
+            self.call = None
+            self._forget()
 
     def _wrap(self, original: Method, places: dict[str, int]) -> Method:
         def forward(*args: Any, **kwargs: Any) -> Any:
@@ -237,15 +343,32 @@ class BlockStack:
             if call is None:
                 return original(*args, **kwargs)
             streams = [kwargs[n] if n in kwargs else args[places[n]] for n in self.streams]
+            tokens = streams[self.tokens]
             first = self._before is None
             if first:
-                self._before = streams[self.tokens]
+                self._given = tokens
+                self._before = tokens if self._in_place is False or not call.compute else tokens.clone()
             if not call.compute:
                 if first:
-                    streams[self.tokens] = self.cache.predict(call, streams[self.tokens])
+                    streams[self.tokens] = self.cache.predict(call, tokens)
                 return streams[0] if len(streams) == 1 else tuple(streams)
+            if not first and tokens is not self._after:
+                self._see_addition(tokens)
             result = original(*args, **kwargs)
             self._after = result if len(streams) == 1 else result[self.tokens]
             return result
 
         return forward
+
+    def _see_addition(self, tokens: torch.Tensor) -> None:
+        """The model did something to the tokens between two blocks."""
+        if self._after is None or tokens.shape != self._after.shape:
+            raise ValueError(
+                "the tokens change their shape between the blocks, so the stack has no residual; use boundary output."
+            )
+        added = tokens.detach().float() - self._after.detach().float()
+        self._added = added if self._added is None else self._added + added
+
+
+def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from stepcache.core.cache import Policy
+from stepcache.core.strategy import Policy
 from stepcache.core.summary import RunSummary
 from stepcache.core.trajectory import Trajectory
 from stepcache.files import read_text

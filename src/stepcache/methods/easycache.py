@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import torch
 
-from stepcache.core.cache import Call, Decider, narrow
+from stepcache.core.strategy import Call, Strategy
+from stepcache.core.tensors import narrow
 from stepcache.core.trajectory import Boundary, Trajectory
 
 
@@ -38,22 +39,22 @@ class EasyCache:
         if self.ret_steps < 0:
             raise ValueError(f"ret_steps is {self.ret_steps}; expected 0 or more steps.")
 
-    def begin(self, run: Trajectory) -> Decider:
+    def begin(self, run: Trajectory) -> Strategy:
         """Fresh state for a run."""
-        return _EasyCacheRun(self, run.num_steps)
+        return _EasyCacheRun(self, run)
 
     def __str__(self) -> str:
         return f"easycache (thresh {self.thresh:g})"
 
 
-class _EasyCacheRun(Decider):
+class _EasyCacheRun(Strategy):
     """Decisions and measurements of one run; all on the first branch (cond), the others obey."""
 
     relative = True
     data_dependent = True
 
-    def __init__(self, settings: EasyCache, num_steps: int) -> None:
-        self.settings, self.num_steps = settings, num_steps
+    def __init__(self, settings: EasyCache, run: Trajectory) -> None:
+        self.settings, self.num_steps, self.tokens = settings, run.num_steps, run.boundary == "blocks"
         self.x: torch.Tensor | None = None  # latent of the last step, computed or not
         self.x_a: torch.Tensor | None = None  # latent of the last computed step
         self.c_a: torch.Tensor | None = None  # y_a - x_a, the cache's own tensor
@@ -83,13 +84,13 @@ class _EasyCacheRun(Decider):
         if not call.leader or kept is None or self.x is None:
             return
         self.error = 0.0
-        self.x = narrow(self.x, x.shape)  # which part of the input is the latent's own shows in the first output
         self.size_a = output.detach().float().abs().mean()
-        tokens = x.shape != self.x.shape  # the blocks boundary: x is not the latent
-        before = self.y_a if tokens else self._output_a(x.device)
+        if not self.tokens:  # which part of the input is the latent's own shows in the first output
+            self.x = narrow(self.x, x.shape)
+        before = self.y_a if self.tokens else self._output_a(x.device)
         if before is not None and before.shape == output.shape and self.x_a is not None:
             self.k = _mean_abs(output, before) / _mean_abs(self.x, self.x_a)
-        self.x_a, self.c_a, self.y_a = self.x, kept, output.detach() if tokens else None
+        self.x_a, self.c_a, self.y_a = self.x, kept, output.detach() if self.tokens else None
 
     def _output_a(self, device: torch.device) -> torch.Tensor | None:
         """y_a from what is kept anyway, x_a and y_a - x_a: one latent less to hold."""

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from stepcache.core.cache import Decider
+from stepcache.core.strategy import Call, Strategy
 from stepcache.core.trajectory import BOUNDARIES, Boundary, Trajectory
 from stepcache.files import parse_document, read_text, write_atomically
 from stepcache.hosts.diffusers import accelerate
@@ -96,9 +96,9 @@ class Replay:
 
     def __init__(self, recorder: Recorder, boundary: Boundary) -> None:
         self.recorder, self.boundary = recorder, boundary
-        self.decide: Callable[[], Decider] | None = None
+        self.decide: Callable[[], Strategy] | None = None
 
-    def begin(self, run: Trajectory) -> Decider:
+    def begin(self, run: Trajectory) -> Strategy:
         """State for one replay."""
         if self.decide is None or self.recorder.current is None:
             raise ValueError("nothing was recorded that could be replayed.")
@@ -112,7 +112,7 @@ class Replay:
         return "replay"
 
 
-class _Segment(Decider):
+class _Segment(Strategy):
     """Outputs up to i from the record, i repeated up to j, all from j on computed."""
 
     def __init__(self, replay: Replay, i: int, j: int) -> None:
@@ -122,10 +122,13 @@ class _Segment(Decider):
     def compute(self, step: int, x: torch.Tensor) -> bool:
         return step >= self.j or (self.blocks and step == self.i)
 
-    def recall(self, step: int, branch: str) -> torch.Tensor | None:
-        if step >= self.j or (self.blocks and step >= self.i):
-            return None
-        return self.replay.recorder.output(branch, min(step, self.i))
+    def needs(self, step: int) -> int:
+        return 1 if self.blocks and step > self.i else 0
+
+    def predict(self, call: Call, kept: list[torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+        if self.blocks and call.step > self.i:
+            return kept[0]
+        return self.replay.recorder.output(call.branch, min(call.step, self.i)).to(x.device)
 
 
 def measured_edges(
@@ -155,7 +158,7 @@ def measured_edges(
     """
     if longest < 2:
         raise ValueError(f"longest is {longest}; expected 2 or more, an edge over one step changes nothing.")
-    recorder = Recorder(folder=folder, scheduler=None)
+    recorder = Recorder(folder=folder)
     edges, replay = known, Replay(recorder, boundary)
     for prompt, seed in runs:
         if edges is not None and (prompt, seed) in edges.done:
