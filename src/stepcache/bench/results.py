@@ -38,7 +38,7 @@ class Item:
         branches: branch -> steps computed in it, where the method is one of ours.
         loop_seconds: first call of the transformer to the end of the last step.
         reference_seconds: the same of the uncached run it is compared with.
-        seconds_per_computed_step, seconds_per_reused_step, cache_bytes: of our methods.
+        seconds_per_computed_step, seconds_per_reused_step (of a skipped one), cache_bytes: of our methods.
         peak_bytes: most memory allocated on the GPU during the run; None on a CPU.
         psnr, ssim, lpips: against the uncached clip, means over frames; psnr None where the clips are identical.
         psnr_per_frame: dB; None where a frame is identical.
@@ -234,7 +234,8 @@ def as_text(rows: list[Row], schedules: Mapping[str, str]) -> str:
     names = {method: label.row for method, label in labels((r.method for r in rows), schedules).items()}
     width = max((len(name) for name in names.values()), default=6)
     lines = [
-        f"{'method':<{width}}  items  computed  speed-up  ideal  PSNR mean  worst   SSIM   worst  LPIPS   worst  reused"
+        f"{'method':<{width}}  items  computed  speed-up  ideal  PSNR mean  worst   SSIM   worst  LPIPS   worst"
+        "  skipped"
     ]
     lines.append("-" * len(lines[0]))
     for r in rows:
@@ -253,7 +254,7 @@ def as_text(rows: list[Row], schedules: Mapping[str, str]) -> str:
             f"{'-' if own else _cell(r.ssim_worst, 4):>6}",
             f"{'-' if own else _cell(r.lpips, 4):>6}",
             f"{'-' if own else _cell(r.lpips_worst, 4):>6}",
-            f"{'-' if r.reused_cost is None else f'{r.reused_cost:.1%}':>6}",
+            f"{'-' if r.reused_cost is None else f'{r.reused_cost:.1%}':>7}",
         ]
         failed = f"  ({r.failed} failed)" if r.failed else ""
         lines.append(f"{names[r.method]:<{width}}  " + "  ".join(cells) + failed)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from stepcache.bench.report import WIDTH, figures, load_clips, page, read
+from stepcache.bench.report.charts import write
+from stepcache.bench.report.contents import read
+from stepcache.bench.report.page import WIDTH, load_clips, page
 from stepcache.bench.results import Folder
 from stepcache.commands.flags import Flags
 from stepcache.files import check_writable, write_atomically
@@ -45,6 +47,6 @@ def run(args: argparse.Namespace) -> int:
     if missing:
         print(f"{len(missing)} clip(s) are gone or broken and left out, for example {missing[0]}")
     if not args.no_figures:
-        for path in figures.write(results.rows, drawings):
+        for path in write(results, drawings):
             print(f"wrote {path}")
     return 0

@@ -9,13 +9,13 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from stepcache.commands.flags import Flags
-from stepcache.files import check_writable, read_text, replacing
+from stepcache.files import check_writable, read_text
 from stepcache.hindsight.forecast import order_one
+from stepcache.measure.drawing import LINE, colour, drawing, save
 from stepcache.planning.calibrate import describe
 from stepcache.planning.calibration import CALIBRATION_SCHEMA, Calibration
 from stepcache.planning.forecasts import Forecast, forecasts, knee
@@ -93,49 +93,38 @@ def curve_text(curve: list[Forecast]) -> str:
 
 def draw_plan(plan: PlanFile, path: str) -> None:
     """Timeline above the predicted error of every step."""
-    plt = _matplotlib()
-    figure, (top, bottom) = plt.subplots(2, 1, figsize=(9, 4), height_ratios=(1, 4), sharex=True, layout="constrained")
-    top.bar(plan.plan.computed, 1, width=0.9, color="#2b6cb0", label="computed")
-    top.bar(plan.plan.skipped, 1, width=0.9, color="#e2e8f0", label="predicted")
-    top.set(yticks=[])
-    top.set_title(plan.describe(), fontsize="medium")
-    top.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
-    steps, errors = ([e[i] for e in plan.errors] for i in (0, 1))
-    bottom.bar(steps, errors, width=0.9, color="#dd6b20")
-    bottom.set(xlabel="step", ylabel="relative error of the output")
-    _save(figure, path)
+    with drawing() as make:
+        figure = make(figsize=(9, 4.4), layout="constrained")
+        top, bottom = figure.subplots(2, 1, height_ratios=(1, 4), sharex=True)
+        top.bar(plan.plan.computed, 1, width=0.9, color=colour(0), label="computed")
+        top.bar(plan.plan.skipped, 1, width=0.9, color=LINE, label="skipped")
+        top.set(yticks=[])
+        figure.suptitle(plan.describe(), fontsize=11)
+        top.legend(loc="upper left", bbox_to_anchor=(1, 1))
+        steps, errors = ([e[i] for e in plan.errors] for i in (0, 1))
+        bottom.bar(steps, errors, width=0.9, color=colour(6))
+        bottom.set(xlabel="step", ylabel="relative error of the output")
+        save(figure, path)
 
 
 def draw_calibration(calibration: Calibration, curve: list[Forecast], path: str) -> None:
-    """The trade-off curve with its knee, and magnitude ratios and transformation rates over the steps."""
-    plt = _matplotlib()
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    """The trade-off curve with its knee, and magnitude ratios over the steps."""
     shown, best = [f for f in curve if f.error > 0], knee(curve)
-    left.semilogy([f.budget for f in shown], [f.error for f in shown], ".-", color="#2b6cb0")
-    left.plot([best.budget], [best.error], "o", color="#dd6b20", label=f"knee: {best.budget} steps")
-    left.set(xlabel="computed steps", ylabel="relative error of the final latent", title="forecast, open loop")
-    left.legend(frameon=False)
-    steps = np.arange(1, calibration.num_steps)
-    for branch in calibration.branches:
-        ratios = np.stack([run.magnitude[branch][1:, 0] for run in calibration.runs])
-        right.plot(steps, ratios.mean(0), label=f"{branch}: magnitude ratio")
-        right.fill_between(steps, ratios.min(0), ratios.max(0), alpha=0.2)
-    right.set(xlabel="step", title=f"{calibration.model}, {len(calibration.runs)} run(s)")
-    right.legend(frameon=False)
-    _save(figure, path)
-
-
-def _matplotlib() -> Any:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ImportError("drawing needs matplotlib: pip install 'stepcache[report]'.") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
-
-
-def _save(figure: Any, path: str) -> None:
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=150, format=Path(path).suffix[1:])
+    with drawing() as make:
+        figure = make(figsize=(12, 4.8), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        left.semilogy([f.budget for f in shown], [f.error for f in shown], ".-", color=colour(0))
+        left.plot([best.budget], [best.error], "o", color=colour(6), label=f"knee: {best.budget} steps")
+        left.set(xlabel="computed steps", ylabel="relative error of the final latent", title="forecast, open loop")
+        left.yaxis.set_major_formatter("{x:g}")
+        left.yaxis.set_minor_formatter("")
+        left.legend()
+        steps = np.arange(1, calibration.num_steps)
+        for number, branch in enumerate(calibration.branches):
+            ratios = np.stack([run.magnitude[branch][1:, 0] for run in calibration.runs])
+            right.plot(steps, ratios.mean(0), color=colour(number), label=f"{branch}: magnitude ratio")
+            right.fill_between(steps, ratios.min(0), ratios.max(0), color=colour(number), alpha=0.2, linewidth=0)
+        right.set(xlabel="step", title="change of the output's magnitude")
+        figure.suptitle(f"{calibration.model}, {len(calibration.runs)} run(s)", fontsize=11)
+        right.legend()
+        save(figure, path)
