@@ -10,16 +10,16 @@ from conftest import sample, tiny_pipe
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stepcache.hindsight.selfcheck import Increment, SelfCheck
 
 import stepcache
 from stepcache import Check, Hindsight, LeMiCa, Plan
-from stepcache.core.follow_plan import FollowPlan
 from stepcache.core.cache import StepCache
+from stepcache.core.follow_plan import FollowPlan
 from stepcache.core.plan import HindsightSettings, first_order
 from stepcache.core.trajectory import Trajectory
 from stepcache.hindsight.corrector import WIDE, Ledger
 from stepcache.hindsight.response import response
-from stepcache.hindsight.selfcheck import Increment, SelfCheck
 
 NODES = (0, 2, 5, 8, 11)
 

@@ -152,7 +152,7 @@ def command(model, output, *flags):
 
 @pytest.mark.slow
 def test_the_command_under_torchrun(model, tmp_path):
-    flags = ("--steps", "12", "--policy", "easycache", "--thresh", "0.3", "--ret_steps", "3")
+    flags = ("--steps", "12", "--policy", "easycache:0.3,ret_steps=3")
     for name, launcher in {"one": [sys.executable], "two": torchrun(sys.executable, 2)}.items():
         run = [*launcher, *command(model, tmp_path / f"{name}.npy", *flags)]
         done = subprocess.run(run, capture_output=True, text=True, timeout=120)
@@ -197,5 +197,6 @@ def test_what_cannot_be_divided():
     with pytest.raises(ValueError, match="31 tokens cannot be divided over 2 ranks"):
         Ranks(0, 2).split(pipe, "ring", 31)
     Ranks().split(None, "ulysses", 31)
-    with pytest.raises(ValueError, match="above 0"), together(0):
-        pass
+    for timeout in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="above 0"), together(timeout):
+            pass

@@ -18,7 +18,6 @@ from stepcache import __version__
 from stepcache.bench.meter import Result, run_once
 from stepcache.bench.methods import Contender, Search
 from stepcache.bench.results import REFERENCE, Folder, Item
-from stepcache.core.trajectory import Trajectory
 from stepcache.fleet.jobs import Job, Outcome, Pair
 from stepcache.fleet.places import arriving, at_hand, is_remote
 from stepcache.hosts.diffusers import accelerate, model_name
@@ -160,7 +159,7 @@ class Runner:
             loop_seconds=result.loop_seconds,
             reference_seconds=reference.loop_seconds,
             seconds_per_computed_step=None if summary is None else summary.seconds_per_computed_step,
-            seconds_per_reused_step=None if summary is None else summary.seconds_per_reused_step,
+            seconds_per_reused_step=None if summary is None else summary.seconds_per_skipped_step,
             cache_bytes=None if summary is None else summary.cache_bytes,
             peak_bytes=result.peak_bytes,
             psnr=finite(distance.psnr),
@@ -194,19 +193,6 @@ class Runner:
         """Two steps, not measured: allocators, kernels, caches of the file system."""
         short = replace(self.request, steps=min(2, self.request.steps), prompt=self.prompts[0], seed=self.seed)
         run_once(self.pipe, short, UNCACHED)
-
-    def check(self) -> None:
-        """Let methods that do not fit the run say so before anything is computed (ValueError)."""
-        shift, model = self.pipe.scheduler.config.get("flow_shift"), model_name(self.pipe)
-        for contender in self.contenders:
-            policy = contender.policy if isinstance(contender, Contender) else contender.make(contender.low).policy
-            if policy is None:
-                continue
-            steps, guidance = self.request.steps, self.request.guidance
-            try:
-                policy.begin(Trajectory(steps, model, shift, guidance, boundary=policy.boundary))
-            except ValueError as error:
-                raise ValueError(f"{contender.name}: {error}") from error
 
     def about(self, lpips_note: str) -> dict[str, Any]:
         """Where and with what it runs."""
