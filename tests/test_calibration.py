@@ -130,7 +130,7 @@ def test_a_plan_s_open_loop_error_is_what_the_tensors_say(calibrated):
     for r, (outputs, latents) in enumerate(runs):
         guided = (outputs[1] + 5.0 * (outputs[0] - outputs[1])).double()
         error = torch.zeros_like(guided[0])
-        for s in plan.reused:
+        for s in plan.skipped:
             row = weights.get(s, (1.0,))
             sources = [k for k in plan.computed if k < s][::-1]
             predicted = sum(w * guided[k] for w, k in zip(row, sources, strict=False))

@@ -144,7 +144,7 @@ def test_a_batch_is_its_samples(policy):
     with stepcache.accelerate(pipe, policy) as run:
         both = sample(pipe, batch=2)
     assert both.shape[0] == 2
-    assert run.summary().reused
+    assert run.summary().skipped
     if isinstance(policy, Plan):
         g = torch.Generator().manual_seed(0)
         cond, uncond = torch.randn(2, 8, 32, generator=g), torch.randn(2, 8, 32, generator=g)
@@ -187,8 +187,8 @@ def test_guidance_switched_off_half_way(pipe):
         branches = {b.name: b for b in run.summary().branches}
         assert branches["cond"].computed == HALF.computed
         assert branches["uncond"].computed == (0, 1, 2, 5)
-        assert branches["uncond"].reused == (3, 4)
-        assert all(not b.features for b in run.cache._branches)
+        assert branches["uncond"].skipped == (3, 4)
+        assert all(not b.kept for b in run.cache._branches.values())
 
 
 def test_two_pipelines_interleaved_step_by_step():
@@ -271,8 +271,8 @@ def test_the_second_expert_starts_with_an_evaluation_of_its_own(policy):
         sample(pipe)
     summary = run.summary()
     assert switch in summary.computed
-    assert any(k < switch for k in summary.reused)
-    assert any(k > switch for k in summary.reused)
+    assert any(k < switch for k in summary.skipped)
+    assert any(k > switch for k in summary.skipped)
     assert calls["transformer"] == 2 * sum(k < switch for k in summary.computed)
     assert calls["transformer_2"] == 2 * sum(k >= switch for k in summary.computed)
     assert [b.name for b in summary.branches] == ["cond", "uncond"]

@@ -183,8 +183,8 @@ def test_guidance_switched_off_in_mid_run(pipe):
         sample(pipe, callback_on_step_end=off)
         cond, uncond = run.summary().branches
         assert cond.computed == HALF.computed
-        assert uncond.computed + uncond.reused == (0, 1, 2, 5, 3, 4)
-        assert not any(b.features for b in run.cache._branches)
+        assert uncond.computed + uncond.skipped == (0, 1, 2, 5, 3, 4)
+        assert not any(b.kept for b in run.cache._branches.values())
 
 
 def test_guidance_switched_on_in_mid_run(pipe):
@@ -215,7 +215,7 @@ def test_callback_that_changes_latents_in_place(pipe):
         copied = sample(pipe, callback_on_step_end=replace_by_a_copy)
     assert torch.equal(in_place, copied)
     assert run.summary().computed == first
-    assert run.summary().reused
+    assert run.summary().skipped
 
 
 def test_two_pipelines_of_one_class_do_not_share_state():
@@ -312,7 +312,7 @@ def test_image_to_video_uses_the_latents_own_channels():
     # before its first output nothing says which channels are the latent's own
     assert seen[0] == (0, 36)
     assert {channels for _step, channels in seen[1:]} == {16}
-    assert len(run.summary().computed) + len(run.summary().reused) == 12
+    assert len(run.summary().computed) + len(run.summary().skipped) == 12
 
 
 def test_magcache_calibration_changes_nothing_and_measures_the_ratios(pipe):
@@ -402,7 +402,7 @@ def test_holders_of_named_branches_are_not_kept(pipe):
     run = stepcache.enable(pipe, HALF)
     sample(pipe)
     assert [b.name for b in run.cache._branches] == ["cond", "uncond"]
-    assert not any(b.holder is not None for b in run.cache._branches)
+    assert not any(b.holder is not None for b in run.cache._branches.values())
     stepcache.disable(pipe)
 
 

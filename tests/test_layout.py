@@ -15,7 +15,7 @@ RUNTIME = {  # package -> packages it may import
     "hindsight": ("core", "files", "hindsight"),
     "hosts": ("core", "files", "methods", "hindsight", "hosts"),
 }
-BARE = {"core", "methods", "hindsight"}
+BARE = ("core", "methods", "hindsight")
 """What fits into a drop-in: only the standard library, torch, and each other."""
 SHARED = {"stepcache.commands.flags"}
 """What the commands share."""

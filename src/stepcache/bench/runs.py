@@ -155,7 +155,7 @@ class Runner:
             item,
             computed=sum(result.executed) / whole,
             per_step=tuple(round(n / whole, 4) for n in result.executed),
-            branches={} if summary is None else {b.name: b.computed for b in summary.branches},
+            branches={} if summary is None else {b.name: tuple(b.computed) for b in summary.branches},
             loop_seconds=result.loop_seconds,
             reference_seconds=reference.loop_seconds,
             seconds_per_computed_step=None if summary is None else summary.seconds_per_computed_step,

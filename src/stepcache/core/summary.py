@@ -22,13 +22,13 @@ MOST_LINES = 6
 """Branches that a printed summary lists."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class BranchSummary:
     """Steps computed and skipped in one branch, as indices."""
 
     name: str
-    computed: list[int] = field(default_factory=list)
-    skipped: list[int] = field(default_factory=list)
+    computed: tuple[int, ...]
+    skipped: tuple[int, ...]
 
 
 @dataclass
@@ -45,9 +45,9 @@ class RunSummary:
     boundary: str
     run: Trajectory
     strategy: Strategy
-    forced: list[tuple[int, str]] = field(default_factory=list)
+    forced: tuple[tuple[int, str], ...] = ()
     cache_bytes: int = 0
-    _branches: dict[str, BranchSummary] = field(default_factory=dict)
+    _branches: dict[str, tuple[list[int], list[int]]] = field(default_factory=dict)  # computed, skipped
     _spans: list[tuple[bool, int, Any, Any]] = field(default_factory=list)  # computed, step, begin and end of a call
     _changed: set[int] = field(default_factory=set)
     _finite: list[tuple[int, torch.Tensor]] = field(default_factory=list)
@@ -58,9 +58,8 @@ class RunSummary:
         if step >= self.run.num_steps:
             self._beyond += 1
             return
-        summary = self._branches.setdefault(branch, BranchSummary(branch))
-        (summary.computed if computed else summary.skipped).append(step)
-        self.forced += [(step, branch)] * forced
+        self._branches.setdefault(branch, ([], []))[0 if computed else 1].append(step)
+        self.forced += ((step, branch),) * forced
 
     def hold(self, tensors: list[torch.Tensor]) -> None:
         """These are held between steps; a tensor held under two names weighs once."""
@@ -78,9 +77,14 @@ class RunSummary:
         return self.strategy.plan
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What was done beside what was asked for."""
+        return self.strategy.notes
+
+    @property
     def branches(self) -> tuple[BranchSummary, ...]:
         """In the order in which they were first seen."""
-        return tuple(self._branches.values())
+        return tuple(BranchSummary(name, tuple(c), tuple(s)) for name, (c, s) in self._branches.items())
 
     @property
     def computed(self) -> tuple[int, ...]:
@@ -158,7 +162,7 @@ class RunSummary:
         if computed and skipped is not None:
             share = 100 * skipped / computed
             lines.append(f"  a computed step took {1000 * computed:.1f} ms, a skipped one {share:.1f} % of it")
-        lines += [f"  note: {note}" for note in self.strategy.notes] + [f"  warning: {w}" for w in self.warnings]
+        lines += [f"  note: {note}" for note in self.notes] + [f"  warning: {w}" for w in self.warnings]
         return "\n".join(lines)
 
 

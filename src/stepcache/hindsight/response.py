@@ -8,6 +8,7 @@ scheduler itself, so they are exact for whatever order, corrector and noise leve
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Hashable
 from typing import Any
 
@@ -29,10 +30,17 @@ def response(scheduler: Any) -> torch.Tensor:
         final latent's.
 
     Raises:
-        ValueError: the sampler is not linear in the outputs alone: it adds noise, or clips.
+        ValueError: the sampler is not linear in the outputs alone (it adds noise, or clips), or has timesteps at which
+            it does not step.
     """
-    with torch.random.fork_rng(devices=[]):
-        once, tripled = (_push(scheduler, scale) for scale in (1.0, 3.0))
+    parameters = inspect.signature(scheduler.step).parameters.values()
+    if sum(p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters) > 3:
+        raise ValueError(f"{type(scheduler).__name__} is not stepped by output, timestep and sample alone")
+    try:
+        with torch.random.fork_rng(devices=[]):
+            once, tripled = (_push(scheduler, scale) for scale in (1.0, 3.0))
+    except IndexError as error:  # its last timestep is an end, not a step
+        raise ValueError(f"{type(scheduler).__name__} has no step for each of its timesteps") from error
     if not torch.allclose(3 * once, tripled, rtol=1e-4, atol=1e-6):  # noise does not triple, clipping is not linear
         raise ValueError(
             f"{type(scheduler).__name__} is not linear in the model's outputs (it adds noise or clips at every step)"

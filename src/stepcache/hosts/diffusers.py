@@ -30,7 +30,7 @@ from stepcache.core.summary import RunSummary
 from stepcache.core.tensors import narrow
 from stepcache.core.trajectory import Boundary, Modulation, Trajectory
 from stepcache.hosts.entering import Method
-from stepcache.hosts.patching import Branches, ForeignBlockStack, LastingPatches, TreeEntrance, first_tensor, inside
+from stepcache.hosts.patching import Branches, ForeignBlockStack, LastingPatches, TreeEntrance, device_from, first_tensor, inside
 
 CONDITIONS = ("encoder_hidden_states", "cap_feats", "prompt_embeds", "class_labels", "input_ids")
 """Names of the transformers' text inputs; the first that is given tells branches apart where pipelines name none."""
@@ -148,7 +148,7 @@ def enable(
     """
     policy = as_policy(policy)
     transformers = _transformers(pipe)
-    cache = StepCache(policy, boundary=boundary, cache_device=cache_device, group=group)
+    cache = StepCache(policy, boundary=boundary, cache_device=device_from(cache_device), group=group)
     patches = LastingPatches()
     try:
         _Host(pipe, transformers, cache, patches)

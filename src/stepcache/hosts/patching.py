@@ -178,6 +178,14 @@ class Branches:
         return ("cond", "uncond")[self._count - 1] if self._count <= 2 else f"branch{self._count}"
 
 
+def device_from(name: torch.device | str | None) -> torch.device | None:
+    """Where cached tensors are to live; ValueError for what is no device."""
+    try:
+        return None if name is None else torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"cache_device is {name!r}; expected a device such as cpu or cuda:1.") from error
+
+
 def first_tensor(tree: Any) -> torch.Tensor | None:
     """The first tensor in a tree of arguments."""
     return next((leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)), None)
