@@ -328,6 +328,13 @@ def test_shards_merge_into_the_whole(model, tmp_path, capsys):
         assert item.per_step == merged[key].per_step
         assert (item.psnr, item.step_errors) == near((merged[key].psnr, merged[key].step_errors))
         assert (tmp_path / "results" / item.clip).exists()
+    for flags, says in (
+        (("--steps", "8"), "--steps has no effect here; it needs runs (no --merge)"),
+        (("--ray",), "--ray has no effect here"),
+        (("--out", str(tmp_path / "prompts.txt")), "is a file, not a folder"),
+    ):
+        assert main(["bench", "--merge", parts[0], "--out", out, *flags]) == 2
+        assert says in capsys.readouterr().err
     assert bench(model, tmp_path, "uniform:4", "--guidance", 4, out="other") == 0
     assert main(["bench", "--merge", parts[0], str(tmp_path / "other"), "--out", out]) == 2
     assert "request differ" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """`stepcache generate` and `stepcache demo` on a real, untrained pipeline in a folder; mistakes users make."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -68,6 +69,12 @@ def test_generate_follows_a_plan_file(model, tmp_path, recwarn):
     assert json.loads(out.with_suffix(".json").read_text())["result"]["computed"] == [0, 4, 11]
     assert generate(model, out, "--steps", 9, "--plan", plan, "--resample") == 0
     assert any("resampling was asked for" in str(w.message) for w in recwarn)
+
+
+def test_a_plan_file_may_have_any_name(model, tmp_path):
+    plan = tmp_path / "a plan, made for 12 steps.json"
+    PlanFile(Plan(12, (0, 4, 11))).save(plan)
+    assert generate(model, tmp_path / "clip.npy", "--steps", 12, "--plan", plan) == 0
 
 
 def test_ratios_are_calibrated_and_used(model, tmp_path):
@@ -165,6 +172,16 @@ def test_mistakes(model, tmp_path, capsys, flags, says):
 def test_an_empty_prompt(model, tmp_path, capsys, prompt):
     assert command("generate", "--model", model, "--prompt", prompt, "--output", tmp_path / "a.mp4") == 2
     assert "--prompt is empty" in capsys.readouterr().err
+
+
+def test_damaged_weights(model, tmp_path, capsys):
+    folder = tmp_path / "model"
+    shutil.copytree(model, folder)
+    (weights,) = (folder / "text_encoder").glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:100])
+    assert generate(folder, tmp_path / "a.mp4", "--steps", 2) == 2
+    assert "cannot be loaded on" in capsys.readouterr().err
+    assert {p.name for p in tmp_path.iterdir()} == {"model"}
 
 
 def test_what_the_flags_tell_is_said_before_the_model_is_loaded(model, tmp_path, capsys, monkeypatch):

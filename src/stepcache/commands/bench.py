@@ -81,6 +81,7 @@ def run(args: argparse.Namespace) -> int:
     """Check everything that can be checked, load, run what is not there yet, merge; 1 if a method failed."""
     folder = Folder(place(args.out))
     if args.merge:
+        check_writable(folder.root)
         missing = merge_folders([place(path) for path in args.merge], folder.root)
         print(merge(folder))
         print(f"{missing} item(s) are missing; run their shards." if missing else "all items are there")

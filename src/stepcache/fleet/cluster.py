@@ -18,7 +18,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,10 @@ BAD_STARTS = 3
 
 SICK = 2
 """A worker that fails so many jobs in a row is replaced: it may be the worker's fault, not the jobs'."""
+
+
+BAD_INPUT = (ValueError, OSError, ImportError, RuntimeError)
+"""What loading raises when the model, a method or the device cannot be used, here as on every other machine."""
 
 
 ALIKE = ("versions", "dtype", "fps", "structure", "sampler", "measures_lpips")
@@ -198,13 +202,13 @@ class Worker:
         return socket.gethostname()
 
     def load(self, make: Make, folder: Path | None, token: str) -> Arrival:
-        """Make what does the jobs. Errors are told, not raised, so that they arrive as one sentence."""
+        """Make what does the jobs. Bad input is told, not raised, so that it arrives as one sentence."""
         host = socket.gethostname()
         try:
             if folder is not None:
                 self._check(folder, token)
             self._work, about = make()
-        except Exception as error:
+        except BAD_INPUT as error:
             return Arrival(host, identity(), error=_sentence(f"{type(error).__name__}: {error}")[:2000])
         return Arrival(host, identity(), about)
 
@@ -261,14 +265,13 @@ class Fleet:
             (self.folder / self._token).write_text("")
         of = f"{self.resources.cpus:g} CPU, {self._gpus:g} GPU"
         print(f"{self._count} worker(s) of {of} are loading", file=sys.stderr)
-        try:
+        with ExitStack() as undo:
+            undo.callback(self._dismiss)
             for _ in range(self._count):
                 self._recruit()
             while not self.about:
                 self._wait(None, lambda job, outcome: None)
-        except BaseException:
-            self._dismiss()
-            raise
+            undo.pop_all()  # all is well
         return self
 
     def __exit__(self, *_: object) -> None:

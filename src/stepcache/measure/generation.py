@@ -68,7 +68,8 @@ def load_pipeline(
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: a pipeline of another kind, or a device that is not there; said before any weights are read.
+        ValueError: a pipeline of another kind, or a device that is not there, said before any weights are read; or
+            damaged files, or too large ones.
         ImportError: diffusers is not installed.
     """
     place = find_device(device)
@@ -77,15 +78,19 @@ def load_pipeline(
         _check_kind(model, kind, kinds)
     try:
         from diffusers import DiffusionPipeline
+        from safetensors import SafetensorError
     except ImportError as error:
         raise ImportError("this needs diffusers: pip install 'stepcache[diffusers,video]'.") from error
     dtype = dtype or ("bfloat16" if place.type == "cuda" else "float32")
     precision = {"default": getattr(torch, dtype), "vae": torch.float32}  # Wan's VAE loses colours in half precision
-    with warnings.catch_warnings():  # newer diffusers say `dtype`, older ones know only `torch_dtype`
-        warnings.filterwarnings("ignore", message=".*torch_dtype.*", category=FutureWarning)
-        pipe = DiffusionPipeline.from_pretrained(model if kind is None else _folder(model), torch_dtype=precision)
-    _check_kind(model, type(pipe).__name__, kinds)
-    return pipe.to(place)
+    try:
+        with warnings.catch_warnings():  # newer diffusers say `dtype`, older ones know only `torch_dtype`
+            warnings.filterwarnings("ignore", message=".*torch_dtype.*", category=FutureWarning)
+            pipe = DiffusionPipeline.from_pretrained(model if kind is None else _folder(model), torch_dtype=precision)
+        _check_kind(model, type(pipe).__name__, kinds)
+        return pipe.to(place)
+    except (SafetensorError, RuntimeError, LookupError, TypeError) as error:  # damaged files, or no memory for them
+        raise ValueError(f"model {model!r} cannot be loaded on {place}: {error}") from error
 
 
 def _folder(model: str) -> Path:
