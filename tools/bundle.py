@@ -40,14 +40,14 @@ class Target:
 
 
 BUILT = {
-    "LeMiCa4Wan2.1/inference_wan.py": Target("lemica_wan", "methods.lemica", 660, 1010, "wan2.1"),
-    "LeMiCa4HunyuanVideo-1.5/lemica_generate.py": Target("lemica_hunyuan", "methods.lemica", 680, 1040, "hunyuan"),
-    "LeMiCa4QwenImage/inference_qwenimage.py": Target("lemica_qwenimage", "methods.lemica", 660, 1010, "qwen"),
-    "EasyCache4Wan2.1/easycache_generate.py": Target("easycache_wan", "methods.easycache", 620, 940),
-    "MagCache4Wan2.1/magcache_generate.py": Target("magcache_wan", "methods.magcache", 930, 1360),
-    "Hindsight4Wan2.1/hindsight_generate.py": Target("hindsight_wan", "hindsight.corrector", 980, 1450),
-    "Hindsight4HunyuanVideo-1.5/hindsight_generate.py": Target("hindsight_hunyuan", "hindsight.corrector", 980, 1450),
-    "Hindsight4QwenImage/hindsight_generate.py": Target("hindsight_qwenimage", "hindsight.corrector", 980, 1450),
+    "LeMiCa4Wan2.1/inference_wan.py": Target("lemica_wan", "methods.lemica", 690, 1050, "wan2.1"),
+    "LeMiCa4HunyuanVideo-1.5/lemica_generate.py": Target("lemica_hunyuan", "methods.lemica", 710, 1090, "hunyuan"),
+    "LeMiCa4QwenImage/inference_qwenimage.py": Target("lemica_qwenimage", "methods.lemica", 700, 1060, "qwen"),
+    "EasyCache4Wan2.1/easycache_generate.py": Target("easycache_wan", "methods.easycache", 645, 975),
+    "MagCache4Wan2.1/magcache_generate.py": Target("magcache_wan", "methods.magcache", 975, 1415),
+    "Hindsight4Wan2.1/hindsight_generate.py": Target("hindsight_wan", "hindsight.corrector", 1020, 1510),
+    "Hindsight4HunyuanVideo-1.5/hindsight_generate.py": Target("hindsight_hunyuan", "hindsight.corrector", 1020, 1510),
+    "Hindsight4QwenImage/hindsight_generate.py": Target("hindsight_qwenimage", "hindsight.corrector", 1020, 1510),
 }
 
 
@@ -274,12 +274,10 @@ def build(target: Target) -> str:
     if absent:
         about = "# Of the package; here they are only named, in annotations."
         head += f"\n\n{about}\n{' = '.join(absent)} = Any"
-    doc = _header(modules, [1] * len(modules))
-    line, starts = doc.count("\n") + head.count("\n") + 5, []
-    for body in bodies:
-        starts.append(line)
-        line += body.count("\n") + 3
-    return "\n\n".join([_header(modules, starts), head]) + "\n\n\n" + "\n\n\n".join(bodies) + "\n"
+    rest = "\n\n".join(["", head]) + "\n\n\n" + "\n\n\n".join(bodies) + "\n"
+    first = _header(modules, [0] * len(modules)).count("\n") + 1  # the lines do not depend on the numbers in them
+    rules = [n for n, line in enumerate(rest.splitlines(), start=first) if line.startswith("# ---------- ")]
+    return _header(modules, rules) + rest
 
 
 def _spaced(texts: list[str]) -> str:

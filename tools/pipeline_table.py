@@ -181,7 +181,10 @@ def main() -> int:
     write_atomically(args.out, table(sorted(rows, key=lambda r: r.name)))
     failed = [r for r in rows if r.output != "yes" or r.blocks not in ("yes", "not known")]
     for r in failed:
-        print(f"{r.name}: output {r.output}; blocks {r.blocks}; easycache {r.easycache}; hindsight {r.hindsight}", file=sys.stderr)
+        print(
+            f"{r.name}: output {r.output}; blocks {r.blocks}; easycache {r.easycache}; hindsight {r.hindsight}",
+            file=sys.stderr,
+        )
     return 1 if failed else 0
 
 

@@ -12,8 +12,8 @@ class FollowPlan(Strategy):
     """A computed step is evaluated; a skipped one reuses the last computed feature."""
 
     def __init__(self, plan: Plan, notes: tuple[str, ...] = ()) -> None:
-        self.plan, self.notes, self.skips = plan, notes, bool(plan.skipped)
-        self.schedule, self.history = frozenset(plan.computed), int(self.skips)
+        self.plan, self.notes = plan, notes
+        self.schedule, self.history = frozenset(plan.computed), min(1, len(plan.skipped))
 
     def compute(self, step: int, x: torch.Tensor) -> bool:
         return step in self.schedule

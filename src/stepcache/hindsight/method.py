@@ -59,7 +59,7 @@ class FollowHindsight(Strategy):
     predicts_guided = True
 
     def __init__(self, plan: Plan, run: Trajectory, notes: tuple[str, ...] = ()) -> None:
-        self.plan, self.notes, self.skips = plan, notes, bool(plan.skipped)
+        self.plan, self.notes = plan, notes
         self._computed, self._run = frozenset(plan.computed), run
         self._correctors: dict[int, Corrector] = {}
         self._warnings: list[str] = []

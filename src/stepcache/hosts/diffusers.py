@@ -30,7 +30,15 @@ from stepcache.core.summary import RunSummary
 from stepcache.core.tensors import narrow
 from stepcache.core.trajectory import Boundary, Modulation, Trajectory
 from stepcache.hosts.entering import Method
-from stepcache.hosts.patching import Branches, ForeignBlockStack, LastingPatches, TreeEntrance, device_from, first_tensor, inside
+from stepcache.hosts.patching import (
+    Branches,
+    ForeignBlockStack,
+    LastingPatches,
+    TreeEntrance,
+    device_from,
+    first_tensor,
+    inside,
+)
 
 CONDITIONS = ("encoder_hidden_states", "cap_feats", "prompt_embeds", "class_labels", "input_ids")
 """Names of the transformers' text inputs; the first that is given tells branches apart where pipelines name none."""
@@ -410,8 +418,8 @@ def _trajectory(pipe: Any, scheduler: Any, timesteps: torch.Tensor) -> Trajector
 def acting_guidance(pipe: Any) -> float | None:
     """The guidance scale that mixes branches in the call under way: 1 where none does, `None` where it is not known.
 
-    A distilled scale (FLUX's `guidance_scale`, an input of the model) is none of them; `true_cfg_scale` is known to the
-    pipeline's call only, so it is read there.
+    A distilled scale (FLUX's `guidance_scale`, an input of the model) is none of them. What only the pipeline's call
+    knows (`true_cfg_scale`) is read there.
     """
     guider = getattr(pipe, "guider", None)
     if guider is not None:
@@ -422,7 +430,7 @@ def acting_guidance(pipe: Any) -> float | None:
         scale = call["true_cfg_scale"]
         return float(scale) if call.get("do_true_cfg", scale > 1) else 1.0
     acts = getattr(pipe, "do_classifier_free_guidance", None)
-    scale = getattr(pipe, "guidance_scale", None)
+    scale = getattr(pipe, "guidance_scale", call.get("guidance_scale"))
     if acts is False or (acts is None and getattr(_first(pipe).config, "guidance_embeds", False)):
         return 1.0
     return float(scale) if isinstance(scale, int | float) else None
@@ -430,7 +438,8 @@ def acting_guidance(pipe: Any) -> float | None:
 
 def _arguments(pipe: Any) -> dict[str, Any]:
     """Arguments and variables of the pipeline's `__call__` under way; none outside of one."""
-    if "true_cfg_scale" not in inspect.signature(type(pipe).__call__).parameters:
+    parameters = inspect.signature(type(pipe).__call__).parameters
+    if "true_cfg_scale" not in parameters and hasattr(pipe, "guidance_scale"):
         return {}
     frame = sys._getframe()
     while frame.f_back is not None:
@@ -438,7 +447,8 @@ def _arguments(pipe: Any) -> dict[str, Any]:
         if frame.f_code.co_name == "__call__" and frame.f_code.co_varnames[:1] == ("self",):
             found = frame.f_locals
             if found.get("self") is pipe:
-                return {name: found[name] for name in ("true_cfg_scale", "do_true_cfg") if name in found}
+                names = ("true_cfg_scale", "do_true_cfg", "guidance_scale")
+                return {name: found[name] for name in names if name in found}
     return {}
 
 

@@ -25,7 +25,15 @@ from stepcache.core.strategy import Policy
 from stepcache.core.summary import RunSummary
 from stepcache.core.trajectory import Trajectory
 from stepcache.hosts.entering import Method
-from stepcache.hosts.patching import Branches, ForeignBlockStack, LastingPatches, TreeEntrance, device_from, first_tensor, inside
+from stepcache.hosts.patching import (
+    Branches,
+    ForeignBlockStack,
+    LastingPatches,
+    TreeEntrance,
+    device_from,
+    first_tensor,
+    inside,
+)
 
 
 class Attached:
@@ -107,7 +115,8 @@ def attach(
     if guidance is not None and not math.isfinite(guidance):
         raise ValueError(f"guidance is {guidance}; expected a finite number, 1 for none.")
     rounds = scheduler is None and timestep is None
-    cache, patches = StepCache(policy, cache_device=device_from(cache_device), group=group, rounds=rounds), LastingPatches()
+    cache = StepCache(policy, cache_device=device_from(cache_device), group=group, rounds=rounds)
+    patches = LastingPatches()
     if cache.boundary == "blocks" and not blocks:
         raise ValueError("boundary blocks needs the block list: attach(..., blocks=list(module.blocks)).")
     host = _Host(cache, patches, num_steps, model, scheduler, guidance)

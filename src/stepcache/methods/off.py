@@ -18,7 +18,9 @@ class Off:
 
     def begin(self, run: Trajectory) -> Strategy:
         """Compute everything."""
-        return FollowPlan(Plan(run.num_steps, tuple(range(run.num_steps))))
+        strategy = FollowPlan(Plan(run.num_steps, tuple(range(run.num_steps))))
+        strategy.skips = False
+        return strategy
 
     def __str__(self) -> str:
         return "uncached"
