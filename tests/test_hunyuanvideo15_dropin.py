@@ -11,11 +11,15 @@ import pytest
 from conftest import near
 from forkserver import run_script, torchrun
 
-from stepcache import Plan
+from stepcache import Plan, PlanFile
 from stepcache.methods.lemica_schedules import SCHEDULES
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPT = ROOT / "LeMiCa4HunyuanVideo-1.5/lemica_generate.py"
+SCRIPTS = (
+    ROOT / "LeMiCa4HunyuanVideo-1.5/lemica_generate.py",
+    ROOT / "Hindsight4HunyuanVideo-1.5/hindsight_generate.py",
+)
+SCRIPT = SCRIPTS[0]
 NEEDED = ("--prompt", "a cat", "--resolution", "480p", "--model_path", "ckpt")
 CACHED = ("--enable_cache", "true", "--cache_type", "lemica")
 
@@ -24,7 +28,8 @@ CACHED = ("--enable_cache", "true", "--cache_type", "lemica")
 def clone(tmp_path_factory):
     folder = tmp_path_factory.mktemp("HunyuanVideo-1.5")
     shutil.copytree(Path(__file__).with_name("standin_hunyuanvideo15"), folder, dirs_exist_ok=True)
-    shutil.copy(SCRIPT, folder)
+    for script in SCRIPTS:
+        shutil.copy(script, folder)
     (folder / "ckpt").mkdir()
     return folder
 
@@ -69,16 +74,37 @@ def test_the_summary_shows_the_published_steps(clone):
     assert "computed 25 of 50 steps" in out
 
 
-def test_a_plan_and_checked_prediction(clone, tmp_path):
-    Plan(50, (0, 3, 9, 20, 35, 49), "mine").checked().save(tmp_path / "p.json")
-    done = record(clone, *CACHED, "--plan", tmp_path / "p.json")
+def test_hindsight_on_even_steps_and_on_a_plan(clone, baseline, tmp_path):
+    said = run(clone, "--budget", 10, script="hindsight_generate.py").stdout
+    assert "hindsight, even (budget 10), boundary output: computed 10 of 50 steps" in said
+    assert "warning" not in said
+    assert "saved ./outputs/output_480p_t2v_hindsight10_even_" in said
+    PlanFile(Plan(50, (0, 3, 9, 20, 35, 49)), "hindsight").save(tmp_path / "p.json")
+    done = record(clone, "--plan", tmp_path / "p.json", script="hindsight_generate.py")
     assert done["executions"] == [6] * 4
-    said = run(clone, *CACHED, "--lemica_step", 10, "--lemica_predict", "hindsight").stdout
-    assert "computed 10 of 50 steps" in said
-    assert "not put right" not in said, "it looks back"
-    refused = run(clone, *CACHED, "--plan", tmp_path / "p.json", "--lemica_step", 10, check=False)
-    assert refused.returncode == 2
-    assert "exclude each other" in refused.stderr
+    assert done["video"] != baseline["video"]
+    all_steps = record(clone, "--budget", 50, script="hindsight_generate.py")
+    assert all_steps["video"] == near(baseline["video"], 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (("--budget", 1), "--budget is 1; expected 2 or more"),
+        (("--budget", 51), "does not fit 50 steps"),
+        (("--plan", "none.json"), "does not exist"),
+        (("--budget", 10, "--plan", "none.json"), "exclude each other"),
+        (("--budget", 10, "--enable_cache", "true"), "--enable_cache is for upstream's own caches"),
+        (("--resample",), "--resample has no effect without --plan"),
+        (("--calibration", "c.json"), "cannot tell apart"),
+        (("--budget", 10, "--enable_step_distill", "true"), "no steps to spare"),
+    ],
+)
+def test_hindsight_mistakes(clone, flags, sentence):
+    done = run(clone, *flags, script="hindsight_generate.py", check=False)
+    assert done.returncode == 2
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_super_resolution_stays_uncached_and_untouched(clone):
@@ -108,7 +134,7 @@ def test_two_ranks_compute_the_same_steps(clone):
 
 def test_the_default_file_name_carries_the_budget(clone):
     out = run(clone, *CACHED, "--lemica_step", 20).stdout
-    assert "saved ./outputs/output_480p_t2v_lemica20_" in out
+    assert "saved ./outputs/output_480p_t2v_lemica20_blocks_" in out
 
 
 def test_resampling_on_request(clone):
@@ -125,7 +151,7 @@ def test_resampling_on_request(clone):
     [
         ((*CACHED, "--lemica_step", 24), "10, 15, 20, 25 of 50 steps"),
         (("--enable_cache", "true", "--cache_type", "lemika"), "--cache_type lemika is unknown"),
-        (("--lemica_step", 25), "LeMiCa's flags need --enable_cache true --cache_type lemica"),
+        (("--lemica_step", 25), "--lemica_step has no effect without --enable_cache true --cache_type lemica"),
         ((*CACHED, "--enable_step_distill", "true"), "no steps to spare"),
         ((*CACHED, "--model_path", "nowhere"), "--model_path 'nowhere' is not a folder"),
         ((*CACHED, "--no_such_flag", 1), "unrecognized arguments"),

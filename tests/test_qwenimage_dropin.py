@@ -9,11 +9,11 @@ import pytest
 import torch
 from forkserver import run_script
 
-from stepcache import Plan
+from stepcache import Plan, PlanFile
 from stepcache.methods.lemica_schedules import SCHEDULES
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPT = ROOT / "LeMiCa4QwenImage/inference_qwenimage.py"
+SCRIPTS = (ROOT / "LeMiCa4QwenImage/inference_qwenimage.py", ROOT / "Hindsight4QwenImage/hindsight_generate.py")
 
 
 @pytest.fixture(scope="module")
@@ -80,13 +80,14 @@ def model(tmp_path_factory):
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("anywhere")
-    shutil.copy(SCRIPT, folder)
+    for script in SCRIPTS:
+        shutil.copy(script, folder)
     return folder
 
 
-def run(place, model, *flags, check=True, real=False):
+def run(place, model, *flags, script=SCRIPTS[0].name, check=True, real=False):
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"CUDA_VISIBLE_DEVICES": ""}
-    arguments = [SCRIPT.name, "--model", str(model), "--prompt", "a red cat", "--size", "32*32", *flags]
+    arguments = [script, "--model", str(model), "--prompt", "a red cat", "--size", "32*32", *map(str, flags)]
     done = run_script(arguments, place, env, timeout=200, real=real)
     if check:
         assert done.returncode == 0, done.stderr
@@ -98,16 +99,32 @@ def computed(text):
     return tuple(i for i, m in enumerate(marks) if m == "█")
 
 
-def test_a_plan_and_checked_prediction(place, model):
-    Plan(50, (0, 3, 9, 20, 35, 49), "mine").checked().save(place / "p.json")
-    assert computed(run(place, model, "--plan", "p.json").stdout) == (0, 3, 9, 20, 35, 49)
-    flags = ("--cache", "fast", "--table", "qwen-image", "--lemica_predict", "hindsight")
-    said = run(place, model, *flags).stdout
-    assert computed(said) == SCHEDULES["qwen-image"][1][10]
-    assert "not put right" not in said, "it looks back"
-    refused = run(place, model, "--plan", "p.json", "--cache", "fast", check=False)
-    assert refused.returncode == 2
-    assert "exclude each other" in refused.stderr
+def test_hindsight_on_even_steps_and_on_a_plan(place, model):
+    said = run(place, model, "--budget", 10, script="hindsight_generate.py").stdout
+    assert "hindsight, even (budget 10), boundary output: computed 10 of 50 steps" in said
+    assert "warning" not in said
+    PlanFile(Plan(50, (0, 3, 9, 20, 35, 49)), "hindsight", guidance=4.0).save(place / "p.json")
+    followed = run(place, model, "--plan", "p.json", script="hindsight_generate.py").stdout
+    assert computed(followed) == (0, 3, 9, 20, 35, 49)
+    for flags, sentence in (
+        (("--plan", "p.json", "--budget", 10), "exclude each other"),
+        (("--plan", "p.json", "--true_cfg_scale", 7), "guidance 4.0 (the run: 7.0)"),
+        (("--budget", 1), "--budget is 1; expected 2 or more"),
+        (("--true_cfg_scale", "nan"), "--true_cfg_scale is nan"),
+        (("--seed", 2**64), "--seed is 18446744073709551616"),
+        (("--device", "tpu"), "--device 'tpu' cannot be used here"),
+        (("--resample",), "--resample has no effect without --plan"),
+    ):
+        refused = run(place, model, *flags, script="hindsight_generate.py", check=False)
+        assert refused.returncode == 2
+        assert sentence in refused.stderr
+        assert "Traceback" not in refused.stderr
+
+
+def test_all_steps_computed_is_the_uncached_picture(place, model):
+    run(place, model, "--output", "plain.png")
+    run(place, model, "--budget", 50, "--output", "all.png", script="hindsight_generate.py")
+    assert (place / "plain.png").read_bytes() == (place / "all.png").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -117,8 +134,8 @@ def test_it_computes_exactly_the_published_steps_in_both_branches(place, model, 
     done = run(place, model, "--cache", cache, "--table", table, "--output", f"{cache}.png")
     budget = {"medium": 17, "fast": 10}.get(cache) or int(cache)
     assert computed(done.stdout) == SCHEDULES[table][1][budget]
-    assert re.search(rf"cond: computed {budget}, reused {50 - budget}", done.stdout)
-    assert re.search(rf"uncond: computed {budget}, reused {50 - budget}", done.stdout)
+    assert re.search(rf"cond: computed {budget}, skipped {50 - budget}", done.stdout)
+    assert re.search(rf"uncond: computed {budget}, skipped {50 - budget}", done.stdout)
     assert (place / f"{cache}.png").is_file()
 
 
@@ -146,6 +163,8 @@ def test_the_blocks_boundary_and_resampling(place, model):
         (("--size", "31*32"), "--size is '31*32'; expected W*H in multiples of 16"),
         (("--output", "picture.tiff2"), "expected a name ending in .png"),
         (("--steps", "0"), "--steps is 0"),
+        (("--boundary", "output"), "--boundary has no effect without --cache"),
+        (("--lemica_predict", "checked"), "hindsight_generate.py"),
     ],
 )
 def test_bad_input_gets_a_sentence_and_exit_code_2(place, model, flags, sentence):

@@ -85,11 +85,11 @@ def contrary(policy, rank):
     original = policy.begin
 
     def begin(run):
-        decider = original(run)
-        compute = decider.compute
+        strategy = original(run)
+        wants = strategy.wants
         if rank:
-            decider.compute = lambda step, x: not compute(step, x)
-        return decider
+            strategy.wants = lambda step, x: not wants(step, x)
+        return strategy
 
     object.__setattr__(policy, "begin", begin)
     return policy

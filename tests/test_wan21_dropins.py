@@ -23,6 +23,7 @@ SCRIPTS = {
     "lemica": "LeMiCa4Wan2.1/inference_wan.py",
     "easycache": "EasyCache4Wan2.1/easycache_generate.py",
     "magcache": "MagCache4Wan2.1/magcache_generate.py",
+    "hindsight": "Hindsight4Wan2.1/hindsight_generate.py",
 }
 
 
@@ -76,19 +77,32 @@ def test_lemica_computes_the_published_number_of_steps(clone, baseline, budget, 
     assert done["video"] != baseline["video"]
 
 
-def test_lemica_predicts_under_a_self_check_on_request(clone, baseline):
-    reused = executions(clone, "lemica", *T2V, "--lemica_budget", 17)
-    checked = executions(clone, "lemica", *T2V, "--lemica_budget", 17, "--lemica_predict", "hindsight")
-    assert checked["executions"] == reused["executions"] == [34] * 4
-    error = lambda done: math.dist(done["video"], baseline["video"])  # noqa: E731
-    assert error(checked) < error(reused)
+def test_the_default_is_reuse_at_the_blocks_as_published(clone):
+    given = executions(clone, "lemica", *T2V, "--lemica_budget", 17, "--boundary", "blocks")
+    assert executions(clone, "lemica", *T2V, "--lemica_budget", 17) == near(given, 1e-6)
+    assert executions(clone, "lemica", *T2V, "--lemica_budget", 17, "--boundary", "output") != given
+
+
+def test_hindsight_computes_even_steps_and_corrects(clone, baseline):
+    reused = executions(clone, "lemica", *T2V, "--lemica_budget", 17, "--boundary", "output")
+    out = run(clone, "hindsight", *T2V, "--budget", 17, "--save_file", "h.mp4").stdout
+    done = record(clone, "h.mp4")
+    assert done["executions"] == reused["executions"] == [34] * 4
+    assert "hindsight, even (budget 17), boundary output: computed 17 of 50 steps" in out
+    assert "warning" not in out
+    assert math.dist(done["video"], baseline["video"]) < math.dist(reused["video"], baseline["video"])
+
+
+def test_hindsight_on_all_steps_is_the_original(clone, baseline):
+    assert executions(clone, "hindsight", *T2V, "--budget", 50) == near(baseline, 1e-6)
+    assert executions(clone, "hindsight", *T2V) == near(baseline, 1e-6)
 
 
 def test_calibrate_with_upstream_plan_and_follow_the_plan(clone, baseline, capsys):
     """Runs of the real loop teach the planner; its plan is followed by the same script."""
     for seed in (0, 1):
-        flags = ("--lemica_calibration", "c.json", "--prompt", "two cats", "--base_seed", seed, "--save_file", "c.mp4")
-        done = run(clone, "lemica", *T2V, *flags)
+        flags = ("--calibration", "c.json", "--prompt", "two cats", "--base_seed", seed, "--save_file", "c.mp4")
+        done = run(clone, "hindsight", *T2V, *flags)
         assert record(clone, "c.mp4")["executions"] == [100] * 4
     assert "c.json holds 2 run(s)" in done.stdout
     calibration = Calibration.load(clone / "c.json")
@@ -97,18 +111,23 @@ def test_calibrate_with_upstream_plan_and_follow_the_plan(clone, baseline, capsy
     assert calibration.linearity().max() < 1e-5
     assert main(["plan", "--calibration", str(clone / "c.json"), "--budget", "12", "--out", str(clone / "p.json")]) == 0
     capsys.readouterr()
-    followed = executions(clone, "lemica", *T2V, "--plan", "p.json")
+    followed = executions(clone, "hindsight", *T2V, "--plan", "p.json")
     assert followed["executions"] == [24] * 4
     assert followed["video"] != baseline["video"]
     for flags, message in (
-        (("--plan", "p.json", "--lemica_budget", 25), "exclude each other"),
+        (("--plan", "p.json", "--budget", 25), "exclude each other"),
         (("--plan", "p.json", "--sample_steps", 40), "50 steps (the run: 40)"),
         (("--plan", "p.json", "--sample_guide_scale", 9), "(the run: 9)"),
+        (("--plan", "p.json", "--sample_shift", 3), "shift 5.0 (the run: 3"),
         (("--plan", "none.json"), "does not exist"),
+        (("--calibration", "c.json", "--sample_steps", 40), "num_steps 50, and the run has 40"),
+        (("--calibration", "c.json", "--sample_guide_scale", 9), "guidance 5.0, and the run has 9"),
     ):
-        refused = run(clone, "lemica", *T2V, *flags, check=False)
+        refused = run(clone, "hindsight", *T2V, *flags, check=False)
         assert refused.returncode == 2
         assert message in refused.stderr
+    resampled = run(clone, "hindsight", *T2V, "--plan", "p.json", "--sample_steps", 40, "--resample")
+    assert "resampled from 50 to 40 steps" in resampled.stdout
 
 
 def test_image_to_video_takes_its_own_table(clone):
@@ -163,9 +182,14 @@ def test_magcache_calibrates_and_takes_the_file_back(clone, baseline):
 
 
 def test_the_setting_is_in_the_default_file_name(clone):
-    assert "two_cats___boxing_lemica25_" in run(clone, "lemica", *T2V, "--lemica_budget", 25).stdout
-    assert "_easycache0.05_" in run(clone, "easycache", *T2V, real=True).stdout
-    assert "_magcache0.12K2_" in run(clone, "magcache", *T2V, "--use_magcache", real=True).stdout
+    assert "two_cats___boxing_lemica25_blocks_" in run(clone, "lemica", *T2V, "--lemica_budget", 25).stdout
+    assert "_easycache0.05_output_" in run(clone, "easycache", *T2V, real=True).stdout
+    assert "_magcache0.12K2_blocks_" in run(clone, "magcache", *T2V, "--use_magcache", real=True).stdout
+
+
+def test_a_name_with_a_colon_is_a_file(clone):
+    run(clone, "lemica", *T2V, "--lemica_budget", 25, "--save_file", "10:53.mp4")
+    assert record(clone, "10:53.mp4")["executions"] == [50] * 4
 
 
 def test_summary_is_printed(clone):
@@ -187,6 +211,12 @@ def test_help_shows_both_sets_of_flags(clone):
         (("--lemica_budget", "many"), "invalid int value"),
         (("--lemica_budget", "25", "--ckpt_dir", "nowhere"), "'nowhere' is not a folder"),
         (("--lemica_budget", "25", "--colour", "red"), "unrecognized arguments: --colour red"),
+        (("--lemica_budget", "24"), "or ask for resampling (--lemica_resample)"),
+        (("--boundary", "output"), "--boundary has no effect without --lemica_budget"),
+        (("--lemica_resample",), "--lemica_resample has no effect without --lemica_budget"),
+        (("--lemica_budget", "25", "--lemica_predict", "checked"), "hindsight_generate.py"),
+        (("--lemica_calibration", "c.json"), "--calibration of hindsight_generate.py"),
+        (("--lemica_budget", "25", "--save_file", "ckpt"), "is a folder"),
     ],
 )
 def test_mistakes_end_with_a_sentence_and_code_2(clone, flags, says):
@@ -201,6 +231,29 @@ def test_magcache_mistakes(clone):
     assert (missing.returncode, "does not exist" in missing.stderr) == (2, True)
     negative = run(clone, "magcache", *T2V, "--use_magcache", "--magcache_K", "-1", check=False)
     assert (negative.returncode, "expected 0 or more" in negative.stderr) == (2, True)
+    for flags, says in (
+        (("--magcache_K", 4), "--magcache_K has no effect without --use_magcache"),
+        (("--boundary", "output"), "--boundary has no effect without --use_magcache"),
+        (("--magcache_calibration", "--magcache_thresh", 0.1), "--magcache_thresh has no effect with --magcache_cal"),
+    ):
+        done = run(clone, "magcache", *T2V, *flags, check=False)
+        assert (done.returncode, says in done.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--budget", 1), "--budget is 1; expected 2 or more"),
+        (("--budget", 51), "does not fit 50 steps"),
+        (("--resample",), "--resample has no effect without --plan"),
+        (("--boundary", "blocks"), "unrecognized arguments: --boundary"),
+    ],
+)
+def test_hindsight_mistakes(clone, flags, says):
+    done = run(clone, "hindsight", *T2V, *flags, check=False)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("method", SCRIPTS)
@@ -222,11 +275,13 @@ def test_nothing_stays_patched_after_an_error(monkeypatch):
     try:
         import wan
 
-        from stepcache import Fixed, Plan
+        from stepcache import Plan
+        from stepcache.core.follow_weights import Planned
         from stepcache.hosts.wan21 import installed
 
         original = wan.WanT2V
-        with pytest.raises(RuntimeError, match="stand-in failure"), installed(wan, Fixed(Plan(50, (0, 49)))) as caches:
+        two = Planned(Plan(50, (0, 49)))
+        with pytest.raises(RuntimeError, match="stand-in failure"), installed(wan, two) as caches:
             pipe = wan.WanT2V(use_usp=True, fail_at=5)
             forward = vars(pipe.model)["forward"]
             pipe.generate("x", seed=1)
@@ -236,7 +291,7 @@ def test_nothing_stays_patched_after_an_error(monkeypatch):
         assert not any("forward" in vars(b) for b in pipe.model.blocks)
         assert caches[0].summary().computed == (0,)
         clean = original(fail_at=-1).generate("x", seed=1)
-        with installed(wan, Fixed(Plan(50, tuple(range(50))))):
+        with installed(wan, Planned(Plan(50, tuple(range(50))))):
             assert wan.WanT2V(use_usp=True).generate("x", seed=1).equal(clean)
     finally:
         sys.path.remove(str(STANDIN))
@@ -251,6 +306,7 @@ def test_nothing_stays_patched_after_an_error(monkeypatch):
         ("lemica", ("--lemica_budget", 25)),
         ("easycache", ("--thresh", 0.05, "--ret_steps", 4)),
         ("magcache", ("--use_magcache",)),
+        ("hindsight", ("--budget", 20)),
     ],
 )
 def test_two_ranks_compute_the_same_steps_and_the_same_video(clone, method, flags):
@@ -338,10 +394,10 @@ def test_the_real_repository_is_calibrated_and_planned(checkout, tmp_path):
         pytest.skip("WAN21_CKPT is not set: nothing was generated with the real Wan2.1 code")
     flags = (*T2V, "--ckpt_dir", ckpt, "--prompt", "a cat", "--save_file", tmp_path / "clip.mp4")
     path, plan = tmp_path / "c.json", tmp_path / "p.json"
-    assert "holds 1 run(s)" in checkout[1]("lemica", *flags, "--lemica_calibration", path)
+    assert "holds 1 run(s)" in checkout[1]("hindsight", *flags, "--calibration", path)
     assert Calibration.load(path).linearity().max() < 1e-3
     assert main(["plan", "--calibration", str(path), "--budget", "15", "--out", str(plan)]) == 0
-    assert "computed 15 of 50 steps" in checkout[1]("lemica", *flags, "--plan", plan)
+    assert "computed 15 of 50 steps" in checkout[1]("hindsight", *flags, "--plan", plan)
 
 
 @needs_upstream
@@ -349,7 +405,12 @@ def test_the_real_repository_is_calibrated_and_planned(checkout, tmp_path):
 @pytest.mark.parametrize("sharding", [(), ("--dit_fsdp", "--t5_fsdp")], ids=["usp", "usp+fsdp"])
 @pytest.mark.parametrize(
     ("method", "flags"),
-    [("lemica", ("--lemica_budget", 25)), ("easycache", ("--thresh", 0.05)), ("magcache", ("--use_magcache",))],
+    [
+        ("lemica", ("--lemica_budget", 25)),
+        ("easycache", ("--thresh", 0.05)),
+        ("magcache", ("--use_magcache",)),
+        ("hindsight", ("--budget", 25)),
+    ],
     ids=SCRIPTS,
 )
 def test_the_real_repository_on_two_ranks(checkout, tmp_path, method, flags, sharding):

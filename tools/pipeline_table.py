@@ -169,7 +169,11 @@ def table(rows: list[Row]) -> str:
 
 def _line(r: Row) -> str:
     counts = f"{r.computed} / {r.steps}"
-    return f"| {r.name} | {r.transformer} | {r.branches} | {counts} | {r.output} | {r.blocks} | {r.easycache} | {r.hindsight} |"
+    return f"| {' | '.join((r.name, r.transformer, str(r.branches), counts, *_verdicts(r)))} |"
+
+
+def _verdicts(r: Row) -> tuple[str, str, str, str]:
+    return r.output, r.blocks, r.easycache, r.hindsight
 
 
 def main() -> int:
@@ -181,10 +185,7 @@ def main() -> int:
     write_atomically(args.out, table(sorted(rows, key=lambda r: r.name)))
     failed = [r for r in rows if r.output != "yes" or r.blocks not in ("yes", "not known")]
     for r in failed:
-        print(
-            f"{r.name}: output {r.output}; blocks {r.blocks}; easycache {r.easycache}; hindsight {r.hindsight}",
-            file=sys.stderr,
-        )
+        print(f"{r.name}: {'; '.join(_verdicts(r))}", file=sys.stderr)
     return 1 if failed else 0
 
 

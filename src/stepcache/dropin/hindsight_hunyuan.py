@@ -16,6 +16,8 @@ from stepcache.dropin.hindsight import add_flags, chosen, finish
 from stepcache.dropin.hunyuanvideo15 import launch
 from stepcache.hosts.hunyuanvideo15 import MODEL
 
+STEPS = 50
+"""Upstream's own count, where none is asked for."""
 RECORDING: dict[str, object] = {}
 """The file and what is recorded into it, when a calibration runs."""
 
@@ -29,7 +31,7 @@ def flags() -> argparse.ArgumentParser:
 
 def choose(own: argparse.Namespace, args: argparse.Namespace) -> tuple[Policy | None, str]:
     """The policy, checked before anything is loaded; `None`: upstream's process. ValueError, FileNotFoundError."""
-    policy, tag = chosen(own, Trajectory(args.num_inference_steps, MODEL), channels=1)
+    policy, tag = chosen(own, Trajectory(args.num_inference_steps or STEPS, MODEL), channels=1)
     if policy is not None and args.enable_cache:
         raise ValueError("--enable_cache is for upstream's own caches; leave it out, or --budget and --plan.")
     if own.calibration:

@@ -62,9 +62,10 @@ class _EasyCacheRun(Strategy):
 
     def compute(self, step: int, x: torch.Tensor) -> bool:
         """The rule of the module's head, with the first `ret_steps` steps and the last computed."""
-        return vote(self._decide(step, x), x, self.group)
+        return vote(self.wants(step, x), x, self.group)
 
-    def _decide(self, step: int, x: torch.Tensor) -> bool:
+    def wants(self, step: int, x: torch.Tensor) -> bool:
+        """What this rank alone would do."""
         before = self.x
         if step == self.num_steps - 1:
             self.release()

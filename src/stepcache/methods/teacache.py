@@ -88,7 +88,11 @@ class _Measured(FollowPlan):
     """A plan from the model's own modulation: each rank measured it itself, so the ranks agree all the same."""
 
     def compute(self, step: int, x: torch.Tensor) -> bool:
-        return vote(super().compute(step, x), x, self.group)
+        return vote(self.wants(step, x), x, self.group)
+
+    def wants(self, step: int, x: torch.Tensor) -> bool:
+        """What this rank alone would do."""
+        return super().compute(step, x)
 
 
 def _polynomial(coefficients: tuple[float, ...], x: float) -> float:

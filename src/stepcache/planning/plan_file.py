@@ -73,7 +73,8 @@ class PlanFile:
     def begin(self, run: Trajectory) -> Strategy:
         """Check the plan against the run (ValueError) and follow it."""
         fitted = self.fitted_to(run)
-        return FOLLOWERS.get(self.method, FOLLOWERS["weights"])(fitted.plan, run, fitted.notes)
+        follow = FOLLOWERS.get(self.method) or FOLLOWERS["weights"]
+        return follow(fitted.plan, run, fitted.notes)
 
     def fitted_to(self, run: Trajectory) -> PlanFile:
         """The plan itself if it was made for `run`; with `resample`, the plan made to fit, with a warning.
