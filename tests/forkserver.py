@@ -43,7 +43,7 @@ def torchrun(python, ranks):
     return [*start, "--master_addr=127.0.0.1", f"--master_port={free_port()}"]
 
 
-def run_script(arguments, cwd, env, ranks=1, timeout=120, real=False):
+def run_script(arguments, cwd, env, ranks=1, timeout=600, real=False):
     """`python *arguments` (a script or -c) as `subprocess.run` would, on as many ranks as torchrun would.
 
     PYTHONPATH is refused: what the server has imported was found without it.

@@ -262,7 +262,7 @@ def test_a_cluster_by_its_address(nodes, model, tmp_path):
     ]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     done = subprocess.run(
-        [*command, *flags], cwd=tmp_path, capture_output=True, text=True, timeout=120, env=environment
+        [*command, *flags], cwd=tmp_path, capture_output=True, text=True, timeout=600, env=environment
     )
     assert done.returncode == 0, done.stderr
     assert len(Folder(tmp_path / "results").items()) == 4
@@ -371,7 +371,7 @@ def started(model, folder, *flags, address=None):
 
 
 def wait_for(folder, count, process):
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while len(list((folder / "results" / "items").rglob("*.json"))) < count:
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
@@ -384,21 +384,22 @@ def test_the_driver_is_stopped_and_goes_on(nodes, model, tmp_path, how):
     process = started(model, tmp_path, "--workers", "2")
     wait_for(tmp_path, 5, process)
     os.killpg(process.pid, how) if how == signal.SIGINT else process.kill()
-    said = process.communicate(timeout=60)[0]
+    said = process.communicate(timeout=600)[0]
     if how == signal.SIGINT:
         assert process.returncode == 130, said
         assert "interrupted; everything finished is in" in said
         assert "uncached" in (tmp_path / "results" / "table.txt").read_text()
     time.sleep(1)
+    left = set((tmp_path / "results").rglob("*.tmp"))  # by workers that were killed as they wrote
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "results" / "items").rglob("*.json")}
     assert 5 <= len(before) < 16
     again = started(model, tmp_path, "--workers", "1", "--resume", address=nodes.address)
-    said = again.communicate(timeout=180)[0]
+    said = again.communicate(timeout=600)[0]
     assert again.returncode == 0, said
     after = {p: p.stat().st_mtime_ns for p in (tmp_path / "results" / "items").rglob("*.json")}
     assert len(after) == 16
     assert all(after[p] == t for p, t in before.items())
-    assert not list((tmp_path / "results").rglob("*.tmp"))
+    assert set((tmp_path / "results").rglob("*.tmp")) <= left
     assert not (tmp_path / "results" / "references").exists()
 
 

@@ -87,7 +87,7 @@ def place(tmp_path_factory):
 def run(place, model, *flags, check=True, real=False):
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"CUDA_VISIBLE_DEVICES": ""}
     arguments = [SCRIPT.name, "--model", str(model), "--prompt", "a red cat", "--size", "32*32", *flags]
-    done = run_script(arguments, place, env, timeout=200, real=real)
+    done = run_script(arguments, place, env, real=real)
     if check:
         assert done.returncode == 0, done.stderr
     return done
