@@ -49,7 +49,7 @@ def near(value, rel=1e-3):
 
 
 # The files that take longest, longest first.
-LONG = ("test_cluster", "test_ranks", "test_bench", "test_planning", "test_embedded_model")
+LONG = ("test_cluster", "test_drivers", "test_ranks", "test_bench", "test_planning", "test_embedded_model")
 
 
 def pytest_collection_modifyitems(items):

@@ -8,11 +8,13 @@ from __future__ import annotations
 import atexit
 import locale
 import os
+import secrets
 import shutil
 import signal
 import site
 import tempfile
 from contextlib import suppress
+from pathlib import Path
 
 HOME = "STEPCACHE_TESTS_HOME"
 # One thread a process: as fast on models this small, the same sums everywhere, and processes can be forked.
@@ -52,6 +54,9 @@ def move_home():
     if HOME not in os.environ:
         os.environ[HOME] = tempfile.mkdtemp(prefix="stepcache-tests-home-")
         atexit.register(shutil.rmtree, os.environ[HOME], ignore_errors=True)
+        ray = Path(os.environ[HOME]) / ".ray"
+        ray.mkdir()
+        (ray / "auth_token").write_text(secrets.token_hex(32))  # two clusters started at once would each make one
     os.environ["PYTHONUSERBASE"] = site.getuserbase()  # packages installed there are still found
     os.environ["HOME"] = os.environ[HOME]
 
