@@ -269,7 +269,7 @@ def test_a_cluster_by_its_address(nodes, model, tmp_path):
 
 
 def test_something_else_listens_there(model, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(cluster, "REACH", 2.0)
+    monkeypatch.setattr(cluster, "REACH", 1.0)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
