@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import near
+from surroundings import RAY
 from test_bench import PROMPTS, STEPS, bench
 
 from stepcache.bench.results import REFERENCE, Folder, Item
@@ -260,7 +261,7 @@ def test_a_cluster_by_its_address(nodes, model, tmp_path):
         "--workers",
         "1",
     ]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | RAY
     done = subprocess.run(
         [*command, *flags], cwd=tmp_path, capture_output=True, text=True, timeout=600, env=environment
     )

@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+from surroundings import RAY
 from test_bench import STEPS
 
 pytest.importorskip("ray", reason="Ray is not installed (pip install 'stepcache[cluster]')")
@@ -29,7 +30,7 @@ def started(model, folder, *flags, address=None):
     command = [sys.executable, "-m", "stepcache", "bench", "--model", model, "--prompts", str(folder / "prompts.txt")]
     command += ["--policies", "uniform:4 steps:4 uniform:6", "--steps", str(STEPS), "--out", str(folder / "results")]
     cluster = ["--ray"] if address is None else ["--ray", "auto"]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | RAY
     environment |= {"RAY_ADDRESS": address} if address else {}
     return subprocess.Popen(
         [*command, *cluster, "--cpus-per-worker", "0.5", *flags],
