@@ -11,7 +11,7 @@ import argparse
 import shutil
 from pathlib import Path
 
-from stepcache.bench.report.charts import label
+from stepcache.bench.labels import label, labels
 from stepcache.bench.results import REFERENCE, Folder, Row, table
 from stepcache.commands.main import main as stepcache
 from stepcache.files import write_atomically
@@ -23,10 +23,9 @@ WAN = "table=wan2.1-t2v-1.3B"
 RATIOS = f"ratios={MODEL / 'magcache_ratios.json'}"
 POLICIES = [
     *(f"plan:{MODEL / 'plans' / f'checked-{b}.json'}" for b in (25, 20, 17, 14, 10)),
-    *(f"checked:{b}" for b in (25, 17)),
+    *(f"hindsight:{b}" for b in (25, 17)),
     *(f"uniform:{b}" for b in (25, 17)),
     *(f"lemica:{b},{WAN}" for b in (25, 17)),
-    *(f"lemica:{b},predict=checked,{WAN}" for b in (25, 17)),
     *(f"easycache:@{b}" for b in (25, 17)),
     *(f"magcache:@{b},K=6,{RATIOS}" for b in (25, 17)),
     *(f"taylorseer:{n}" for n in (2, 3)),
@@ -39,18 +38,19 @@ POLICIES = [
 ]
 
 
-def markdown(rows: list[Row]) -> str:
-    """The table as Markdown."""
+def markdown(rows: list[Row], schedules: dict[str, str]) -> str:
+    """The table as Markdown; `schedules` says where those of the methods come from."""
+    names = {method: found.row for method, found in labels((r.method for r in rows), schedules).items()}
     lines = ["| method | computed | speed-up | ideal | PSNR, dB | worst | SSIM | worst |", "|---" * 8 + "|"]
     for r in rows:
         if r.failed == r.items:
-            lines.append(f"| {label(r.method)} | failed | | | | | | |")
+            lines.append(f"| {names[r.method]} | failed | | | | | | |")
             continue
         own = r.method == REFERENCE
         psnr = ["-", "-"] if own else [_decibel(r.psnr), _decibel(r.psnr_worst)]
         ssim = ["-", "-"] if own else [f"{r.ssim:.4f}", f"{r.ssim_worst:.4f}"]
         cells = [f"{r.computed:.1f}", f"{r.speedup:.2f}x", f"{r.ideal:.2f}x", *psnr, *ssim]
-        lines.append(f"| {label(r.method)} | " + " | ".join(cells) + " |")
+        lines.append(f"| {names[r.method]} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -61,7 +61,7 @@ def _decibel(value: float | None) -> str:
 def document(folder: Folder) -> str:
     """docs/benchmarks.md."""
     about = folder.read()
-    searched = ", ".join(f"`{label(name)}` {value:.4g}" for name, value in about["searched"].items())
+    searched = ", ".join(f"`{label(name).row}` {value:.4g}" for name, value in about["searched"].items())
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     request = about["request"]
     return f"""# Benchmarks on the embedded model
@@ -77,7 +77,7 @@ peers' steps are counted: [bench.md](bench.md). These figures are about a small 
 
 ![PSNR over computed steps](figures/benchmark-psnr.svg)
 
-{markdown(table(folder))}
+{markdown(table(folder), about.get("schedules", {}))}
 
 Thresholds that were searched: {searched}.
 """

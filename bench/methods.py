@@ -39,8 +39,8 @@ from tiny_wan_clips import FRAMES, SIZE, caption, random_scene
 
 import stepcache
 from stepcache import EasyCache, Hindsight, LeMiCa, Off, Plan, TeaCache, Uniform
-from stepcache.core.cache import Policy
 from stepcache.core.plan import Check, spread
+from stepcache.core.strategy import Policy
 from stepcache.files import write_atomically
 from stepcache.hosts.diffusers import _trajectory, accelerate
 from stepcache.measure.generation import load_pipeline

@@ -20,12 +20,13 @@ import torch
 
 import stepcache
 from stepcache import EasyCache, Hindsight, LeMiCa, MagCache, Off
-from stepcache.commands.demo import EMBEDDED, PROMPT
-from stepcache.core.cache import Policy
+from stepcache.core.strategy import Policy
 from stepcache.core.summary import RunSummary
 from stepcache.files import write_atomically
 from stepcache.measure.generation import load_pipeline, model_defaults
 
+EMBEDDED = Path(__file__).resolve().parents[1] / "assets" / "tiny-wan"
+PROMPT = "a big red circle moving right over a slate striped background"
 TABLE = "wan2.1-t2v-1.3B"
 
 

@@ -1,6 +1,7 @@
 """`stepcache bench` on a real, untrained pipeline: methods as text, items, resuming, failures, the meter."""
 
 import json
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -9,13 +10,16 @@ from conftest import near
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stepcache import Plan, PlanFile
 from stepcache.bench import methods as specs
+from stepcache.bench.labels import Label, label, labels
 from stepcache.bench.meter import Meter, run_once
-from stepcache.bench.methods import Contender, Search, parse, parse_one
+from stepcache.bench.methods import Contender, Search, parse, parse_one, policy_of, read
 from stepcache.bench.results import Folder, Item, row, slug, table
 from stepcache.commands.main import main
 from stepcache.fleet.places import place
 from stepcache.fleet.shards import part, shard_from
+from stepcache.hindsight.method import Hindsight
 from stepcache.measure.generation import Request, load_pipeline
 from stepcache.methods import EasyCache, LeMiCa, MagCache
 
@@ -42,9 +46,12 @@ def results(model, tmp_path_factory):
 
 
 def test_methods_as_text():
-    lemica, easycache, magcache, fewer = parse("lemica:25,predict=checked easycache:0.05 magcache:0.12,K=4 steps:25")
-    assert lemica.policy == LeMiCa(25, predict="hindsight")
-    assert easycache.policy == EasyCache(0.05)
+    lemica, hindsight, easycache, magcache, fewer = parse(
+        "lemica:25,table=qwen-image hindsight:20 easycache magcache:0.12,K=4 steps:25"
+    )
+    assert lemica.policy == LeMiCa(25, "qwen-image")
+    assert hindsight.policy == Hindsight(20)
+    assert easycache.policy == EasyCache()
     assert magcache.policy == MagCache(0.12, 4)
     assert (fewer.steps, fewer.policy) == (25, None)
     search = parse_one("easycache:@25,ret_steps=5")
@@ -62,13 +69,23 @@ def test_methods_as_text():
         ("teapot:3", "is no method known here"),
         ("lemica", "expected lemica:BUDGET"),
         ("lemica:x", "budget is 'x'; expected a whole number"),
-        ("lemica:25,K=3", "'K=3' is no option of it; expected boundary=, predict="),
+        ("lemica:25,K=3", "'K=3' is no option of it; expected boundary=, table="),
         ("lemica:25,boundary=heads", "expected one of output, blocks"),
+        ("lemica:25,predict=checked", "predict= is gone: lemica reuses outputs, as published"),
+        ("hindsight:25,schedule=published", "schedule= is gone"),
+        ("checked:25", "checked is now called hindsight; write hindsight:25"),
+        ("hindsight", "expected hindsight:BUDGET"),
+        ("uniform", "takes a budget or an interval"),
+        ("magcache:0.1,K=2,K=3", "says K= more than once"),
+        ("magcache-calibration:r.json", "is for stepcache generate"),
+        ("easycache:inf", "expected a number"),
+        ("fbcache:nan", "expected a number"),
+        ("easycache:@0", "1 or more"),
         ("lemica:@25", "has no threshold to search for"),
         ("easycache:@many", "expected a number"),
         ("easycache:-1", "'easycache:-1'"),
         ("steps:0", "expected steps:N"),
-        ("steps:4,K=2", "expected steps:N"),
+        ("steps:4,K=2", "is no option of it; expected none"),
         ("uncached:3", "expected uncached"),
         ("diffusers-magcache:0.1", "needs ratios=FILE"),
         ("cachedit-mask:brisk", "expected slow, medium"),
@@ -77,6 +94,38 @@ def test_methods_as_text():
 def test_bad_methods(text, message):
     with pytest.raises(ValueError, match="(?s)" + message.replace("|", r"\|")):
         parse(text)
+
+
+def test_a_peer_that_is_not_installed_is_told_before_the_model_is_loaded(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cache_dit", None)
+    with pytest.raises(ImportError, match=r"cachedit needs cache-dit: pip install 'stepcache\[peers\]'"):
+        parse("uncached cachedit:0.1")
+
+
+def test_a_flag_of_a_command_is_an_option_of_the_method():
+    method = read("lemica:25").with_option("table", "qwen-image", "--table")
+    assert policy_of(method) == LeMiCa(25, "qwen-image")
+    with pytest.raises(ValueError, match=r"--table has no effect on easycache:0\.05"):
+        read("easycache:0.05").with_option("table", "qwen-image", "--table")
+
+
+@pytest.mark.parametrize("name", specs.KINDS)
+def test_every_method_is_in_the_help(name):
+    assert any(f"\n  {name}" in f"\n{specs.help_text(bench)}" for bench in (True, False))
+
+
+def test_labels_say_where_a_schedule_comes_from(tmp_path):
+    """Equal spacing, a paper or a calibration; keys stay as written."""
+    assert label("hindsight:25") == Label("hindsight:25, even", "hindsight, even")
+    assert label("lemica:25,table=x").row == "lemica:25,table=x, published list"
+    assert label("lemica:25,table=x").curve == label("lemica:20,table=x").curve == "lemica, published list, table=x"
+    assert label("easycache:0.05,ret_steps=5") == Label("easycache:0.05,ret_steps=5", "easycache, ret_steps=5")
+    assert label("steps:25").curve == "steps"
+    PlanFile(Plan(8, (0, 3, 7)), "hindsight").save(tmp_path / "a.json")
+    (planned,) = parse(f"plan:{tmp_path}/a.json")
+    assert planned.name == f"plan:{tmp_path}/a.json"
+    assert label(planned.name, planned.schedule) == Label("plan:a.json, hindsight, planned", "hindsight, planned")
+    assert labels([planned.name], {})[planned.name].row == "plan:a.json, planned"  # of folders made before
 
 
 def test_missing_plan():
@@ -143,7 +192,8 @@ def test_table(results):
     assert folder.read()["searched"].keys() == {"easycache:@7,ret_steps=3"}
     assert folder.read()["ceiling"]["psnr"] is None
     text = (results / "results" / "table.txt").read_text()
-    assert "uniform:4,boundary=blocks" in text
+    assert "uniform:4,boundary=blocks, even" in text
+    assert folder.read()["schedules"] == {"uniform:4": "even", "uniform:4,boundary=blocks": "even"}
     assert "bit-identical" in text
     assert json.loads((results / "results" / "table.json").read_text())[0]["method"] == "uncached"
 
@@ -165,7 +215,7 @@ def test_it_goes_on_and_takes_more_methods(model, results, capsys):
     folder = Folder(results / "results")
     before = folder.item("uniform:4", 0, 0).stat().st_mtime_ns
     assert bench(model, results, "uniform:4") == 2
-    assert "go on with it by --resume" in capsys.readouterr().err
+    assert "use --resume" in capsys.readouterr().err
     gone = folder.item("uniform:4", 1, 0)
     gone.unlink()
     assert bench(model, results, "uniform:4 uniform:6", "--resume") == 0
@@ -186,8 +236,8 @@ def test_a_method_that_fails_is_recorded(model, tmp_path, monkeypatch, capsys):
             boundary, begun = "output", 0
 
             def begin(self, run):
-                Failing.begun += 1
-                if broken and run.timesteps and Failing.begun > 2:
+                Failing.begun += run.timesteps is not None  # not a check before the runs
+                if broken and Failing.begun > 1:
                     raise RuntimeError("out of luck")
                 return policy.begin(run)
 
@@ -243,8 +293,17 @@ def test_disc_full(model, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("policies", "flags", "message"),
     [
-        ("uniform:9", (), "uniform:9"),
+        ("uniform:9", (), "uniform:9: a budget of 9 does not fit 8 steps"),
+        ("easycache:@9", (), "easycache:@9: a run has 8 steps"),
         ("lemica:25", (), "lemica:25"),
+        ("uniform:4", ("--seeds", 2**64), "expected 64 bits"),
+        ("uniform:4", ("--guidance", "nan"), "--guidance is nan"),
+        ("uniform:4", ("--fps", 0), "--fps is 0"),
+        ("uniform:4", ("--device", "tpu"), "--device tpu cannot be used here"),
+        ("uniform:4", ("--negative_prompt", "blur", "--guidance", 1), "has no effect at guidance 1"),
+        ("uniform:4", ("--workers", 2), "--workers has no effect here; it needs --ray"),
+        ("uniform:4", ("--max-retries", 3), "--max-retries has no effect here; it needs --ray"),
+        ("uniform:4", ("--ray", "--shard", "0/2"), "--shard has no effect here"),
         ("uniform:4", ("--seeds", "1,1"), "each seed once"),
         ("uniform:4", ("--shard", "3/2"), "expected 0 to 1"),
         ("uniform:4", ("--width", 50), "multiple of 16"),
@@ -273,6 +332,13 @@ def test_shards_merge_into_the_whole(model, tmp_path, capsys):
         assert item.per_step == merged[key].per_step
         assert (item.psnr, item.step_errors) == near((merged[key].psnr, merged[key].step_errors))
         assert (tmp_path / "results" / item.clip).exists()
+    for flags, says in (
+        (("--steps", "8"), "--steps has no effect here; it needs runs (no --merge)"),
+        (("--ray",), "--ray has no effect here"),
+        (("--out", str(tmp_path / "prompts.txt")), "is a file, not a folder"),
+    ):
+        assert main(["bench", "--merge", parts[0], "--out", out, *flags]) == 2
+        assert says in capsys.readouterr().err
     assert bench(model, tmp_path, "uniform:4", "--guidance", 4, out="other") == 0
     assert main(["bench", "--merge", parts[0], str(tmp_path / "other"), "--out", out]) == 2
     assert "request differ" in capsys.readouterr().err

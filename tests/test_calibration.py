@@ -15,8 +15,9 @@ from diffusers import (
 )
 
 import stepcache
-from stepcache import Hindsight, Plan
+from stepcache import Hindsight, Plan, PlanFile
 from stepcache.hindsight.response import response
+from stepcache.methods.taylorseer import taylor_weights
 from stepcache.planning.calibrate import calibrate, describe
 from stepcache.planning.calibration import Calibration, Recorder, gram_matrix, guidance_shares
 from stepcache.planning.costs import (
@@ -125,14 +126,15 @@ def test_streamed_to_a_file_and_in_half_precision(tmp_path, calibrated):
 
 def test_a_plan_s_open_loop_error_is_what_the_tensors_say(calibrated):
     calibration, runs = calibrated
-    plan = Plan(STEPS, (0, 2, 5, 9)).checked()
-    weights = dict(plan.weights)
+    schedule = Plan(STEPS, (0, 2, 5, 9))
+    weights = dict(taylor_weights(schedule.computed, STEPS, 1))
+    plan, extrapolated = PlanFile(schedule, "hindsight"), PlanFile(replace(schedule, weights=tuple(weights.items())))
     for r, (outputs, latents) in enumerate(runs):
         guided = (outputs[1] + 5.0 * (outputs[0] - outputs[1])).double()
         error = torch.zeros_like(guided[0])
-        for s in plan.reused:
+        for s in schedule.skipped:
             row = weights.get(s, (1.0,))
-            sources = [k for k in plan.computed if k < s][::-1]
+            sources = [k for k in schedule.computed if k < s][::-1]
             predicted = sum(w * guided[k] for w, k in zip(row, sources, strict=False))
             missed = predicted - guided[s]
             assert step_errors(calibration, plan)[s, r] == pytest.approx(
@@ -140,13 +142,13 @@ def test_a_plan_s_open_loop_error_is_what_the_tensors_say(calibrated):
             )
             error += calibration.influence[s] * missed
         expected = float(error.norm() / latents[-1].double().norm())
-        assert plan_error(calibration, replace(plan, hindsight=None))[r] == pytest.approx(expected, rel=1e-4)
+        assert plan_error(calibration, extrapolated)[r] == pytest.approx(expected, rel=1e-4)
         error = torch.zeros_like(guided[0])  # and once the gaps are interpolated between their ends
         for s, (a, b) in {1: (0, 2), 3: (2, 5), 4: (2, 5), 6: (5, 9), 7: (5, 9), 8: (5, 9)}.items():
             error += calibration.influence[s] * (torch.lerp(guided[a], guided[b], (s - a) / (b - a)) - guided[s])
         expected = float(error.norm() / latents[-1].double().norm())
         assert plan_error(calibration, plan)[r] == pytest.approx(expected, rel=1e-4)
-    assert plan_error(calibration, Plan(STEPS, tuple(range(STEPS)))).max() == 0
+    assert plan_error(calibration, PlanFile(Plan(STEPS, tuple(range(STEPS))))).max() == 0
 
 
 def test_fitted_weights_are_least_squares(calibrated):
@@ -183,8 +185,7 @@ def test_gap_costs_are_the_errors_of_single_gaps(calibrated):
         """Error of a plan that computes all but the inside of one gap."""
         k1, j = gap
         computed = tuple(k for k in range(STEPS) if not k1 < k < j and not (before is not None and before < k < k1))
-        plan = Plan(STEPS, computed).extrapolated()
-        keep = tuple(w for w in plan.weights if k1 < w[0] < j)
+        keep = tuple(w for w in taylor_weights(computed, STEPS, 1) if k1 < w[0] < j)
         vector = np.zeros(len(calibration.grams[0]))
         for step in range(k1 + 1, j):
             row = dict(keep).get(step, (1.0,))
@@ -209,12 +210,10 @@ def test_gap_costs_are_the_errors_of_single_gaps(calibrated):
 
 def test_planned_schedules(calibrated):
     calibration, _ = calibrated
-    for mode in ("hindsight", "static", "reuse"):
-        plan = plan_hindsight(calibration, 5, mode=mode)
-        assert (plan.budget, plan.method, plan.boundary) == (5, mode, "output")
-        assert (plan.check is not None) == (mode == "hindsight")
-        assert plan.guidance_range == pytest.approx((3.5, 6.5))
-        assert Plan.from_json(plan.to_json()) == plan
+    plan = plan_hindsight(calibration, 5)
+    assert (plan.budget, plan.method, plan.boundary) == (5, "hindsight", "output")
+    assert plan.guidance_range == pytest.approx((3.5, 6.5))
+    assert plan.plan.weights == ()
     with pytest.raises(ValueError, match="smallest budget is 4, the largest 10"):
         plan_hindsight(calibration, 3, longest=3)
 
@@ -419,7 +418,7 @@ def test_the_curve_falls_and_has_a_knee(calibrated):
     assert knee(curve) in curve
     assert psnr_of(calibration, 0.1) is None
     one = replace(calibration, runs=(replace(calibration.runs[0], anchors=((3, 0.2, 30.0),)),))
-    error = float(plan_error(one, Hindsight(3).plan(STEPS))[0])
+    error = float(plan_error(one, PlanFile(Hindsight(3).plan(STEPS), "hindsight"))[0])
     assert psnr_of(one, error) == pytest.approx(30.0)
     assert psnr_of(one, error / 10) == pytest.approx(50.0)
 
@@ -431,7 +430,7 @@ def test_final_error_moves_the_final_latent(calibrated):
     with stepcache.accelerate(pipe, recorder):
         final = sample(pipe, steps=STEPS, seed=1)
     torch.testing.assert_close(recorder.combined(calibration.state_vector(STEPS)), final, rtol=1e-4, atol=1e-4)
-    vector = final_error(calibration, Plan(STEPS, (0, 4, 9)))
+    vector = final_error(calibration, PlanFile(Plan(STEPS, (0, 4, 9))))
     moved = recorder.combined(calibration.state_vector(STEPS) + vector)
     norm = float((moved - final).norm() / final.norm())
-    assert norm == pytest.approx(plan_error(calibration, Plan(STEPS, (0, 4, 9)))[0], rel=1e-3)
+    assert norm == pytest.approx(plan_error(calibration, PlanFile(Plan(STEPS, (0, 4, 9))))[0], rel=1e-3)

@@ -12,12 +12,16 @@ import numpy as np
 import pytest
 import torch
 
-from stepcache.commands.compare import build_parser, main
+from stepcache.commands.main import main as stepcache
 from stepcache.measure.metrics import PROTOCOLS, compare_clips
 from stepcache.measure.video import write_clip
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPES = {0: (64, 3, 11, 11), 3: (192, 64, 5, 5), 6: (384, 192, 3, 3), 8: (256, 384, 3, 3), 10: (256, 256, 3, 3)}
+
+
+def main(arguments):
+    return stepcache(["compare", *arguments])
 
 
 def noise(frames=4, height=32, width=40, seed=0):
@@ -91,7 +95,7 @@ def test_lpips_with_a_backbone(two_clips, backbone, capsys):
 
 
 def test_no_lpips(two_clips, backbone, capsys):
-    assert run("--no_lpips", "--lpips_backbone", backbone) == 0
+    assert run("--no_lpips") == 0
     assert "LPIPS n/a: --no_lpips" in capsys.readouterr().out
 
 
@@ -203,14 +207,14 @@ def test_progress_goes_to_stderr(two_folders, capsys):
 # --------------------------------------------------------------------------------------------------- bad input
 
 
-def fails(capsys, *arguments, prog="stepcache compare"):
+def fails(capsys, *arguments):
     """Run, expect code 2 and one sentence on stderr, and nothing else; return the sentence."""
     before = sorted(Path().rglob("*"))
-    assert main([*arguments, "--json", "out.json"], prog=prog) == 2
+    assert main([*arguments, "--json", "out.json"]) == 2
     captured = capsys.readouterr()
     error = captured.err.split("\r")[-1]  # what a progress bar wrote before is wiped
     assert captured.out == ""
-    assert error.startswith(f"{prog}: error: ")
+    assert error.startswith("stepcache compare: error: ")
     assert error.count("\n") == 1
     assert sorted(Path().rglob("*")) == before
     return error
@@ -298,13 +302,18 @@ def test_bad_backbone(two_clips, capsys):
 def test_json_into_a_folder_fails_before_the_work(two_clips, capsys):
     Path("results").mkdir()
     assert main([*paths("nothing.mkv"), "--json", "results"]) == 2
-    assert "--json results is a folder" in capsys.readouterr().err
+    assert "'results' is a folder; give the name of a file" in capsys.readouterr().err
 
 
 def test_a_failure_keeps_the_older_json(two_clips, capsys):
     Path("out.json").write_text("precious")
     fails(capsys, *paths(b="nothing.mkv"))
     assert Path("out.json").read_text() == "precious"
+
+
+def test_json_that_cannot_be_written_fails_before_the_work(two_clips, capsys):
+    assert main([*paths("nothing.mkv"), "--json", "a.mkv/out.json"]) == 2
+    assert "'a.mkv' is a file, not a folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [[], ["--original_video", "a"], [*paths(), "--protocol", "vbench"]])
@@ -315,9 +324,9 @@ def test_wrong_flags(arguments, capsys):
     assert "stepcache compare: error: " in capsys.readouterr().err
 
 
-def test_the_name_of_the_program_is_in_its_messages(two_clips, capsys):
-    fails(capsys, *paths(b="nothing.mkv"), prog="video_metrics.py")
-    assert build_parser("video_metrics.py").prog == "video_metrics.py"
+def test_a_flag_without_effect(two_clips, capsys):
+    error = fails(capsys, *paths(), "--no_lpips", "--lpips_backbone", "weights.pth")
+    assert "--lpips_backbone has no effect here; it needs LPIPS (no --no_lpips)" in error
 
 
 # ------------------------------------------------------------------------------------------------------- script

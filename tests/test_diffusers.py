@@ -183,8 +183,8 @@ def test_guidance_switched_off_in_mid_run(pipe):
         sample(pipe, callback_on_step_end=off)
         cond, uncond = run.summary().branches
         assert cond.computed == HALF.computed
-        assert uncond.computed + uncond.reused == (0, 1, 2, 5, 3, 4)
-        assert not any(b.features for b in run.cache._branches)
+        assert uncond.computed + uncond.skipped == (0, 1, 2, 5, 3, 4)
+        assert not any(b.kept for b in run.cache._branches.values())
 
 
 def test_guidance_switched_on_in_mid_run(pipe):
@@ -215,7 +215,7 @@ def test_callback_that_changes_latents_in_place(pipe):
         copied = sample(pipe, callback_on_step_end=replace_by_a_copy)
     assert torch.equal(in_place, copied)
     assert run.summary().computed == first
-    assert run.summary().reused
+    assert run.summary().skipped
 
 
 def test_two_pipelines_of_one_class_do_not_share_state():
@@ -265,14 +265,13 @@ def test_cache_size_and_nothing_left(pipe, boundary):
     latent = 16 * 2 * 4 * 4 * 4
     with stepcache.accelerate(pipe, LeMiCa(25, "wan2.1-t2v-1.3B"), boundary=boundary) as run:
         sample(pipe, steps=50)
-        held = [t for b in run.cache._branches for t in b.features]
-        assert held == []
-        assert run.cache._decider.tensors() == []
+        assert not any(b.kept for b in run.cache._branches.values())
+        assert run.cache.strategy.tensors() == []
     tokens = 2 * 2 * 2 * 48 * 4
     assert run.summary().cache_bytes == 2 * (latent if boundary == "output" else tokens)
     with stepcache.accelerate(pipe, EasyCache(0.2, 3)) as run:
         sample(pipe)
-        assert run.cache._decider.tensors() == []
+        assert run.cache.strategy.tensors() == []
     assert run.summary().cache_bytes <= 4 * latent
 
 
@@ -302,17 +301,15 @@ def test_image_to_video_uses_the_latents_own_channels():
 
         def spy(trajectory):
             begin(trajectory)
-            decider = run.cache._decider
-            compute, observe = decider.compute, decider.observe
-            decider.compute = lambda step, x: (seen.append((step, x.shape[1])), compute(step, x))[1]
-            decider.observe = lambda call, x, y, kept: (seen.append((call.step, x.shape[1])), observe(call, x, y, kept))
+            compute = run.cache.strategy.compute
+            run.cache.strategy.compute = lambda step, x: (seen.append((step, x.shape[1])), compute(step, x))[1]
 
         run.cache.begin = spy
         sample(pipe, image=image)
     # before its first output nothing says which channels are the latent's own
     assert seen[0] == (0, 36)
     assert {channels for _step, channels in seen[1:]} == {16}
-    assert len(run.summary().computed) + len(run.summary().reused) == 12
+    assert len(run.summary().computed) + len(run.summary().skipped) == 12
 
 
 def test_magcache_calibration_changes_nothing_and_measures_the_ratios(pipe):
@@ -362,7 +359,7 @@ def test_refusals(pipe):
     with stepcache.accelerate(pipe, HALF):
         with pytest.raises(ValueError, match="enabled on this pipeline already"):
             stepcache.enable(pipe, HALF)
-        with pytest.raises(ValueError, match=r"12 steps \(the run: 20\)"):
+        with pytest.raises(ValueError, match=r"the plan is of 12 steps and the run has 20"):
             sample(pipe, steps=20)
     stepcache.disable(pipe)
     stepcache.disable(pipe)
@@ -398,11 +395,11 @@ def test_a_transformer_shared_by_two_pipelines_carries_one_cache(pipe):
         sample(other)
 
 
-def test_holders_of_named_branches_are_not_kept(pipe):
+def test_prompts_of_named_branches_are_not_kept(pipe):
     run = stepcache.enable(pipe, HALF)
     sample(pipe)
-    assert [b.name for b in run.cache._branches] == ["cond", "uncond"]
-    assert not any(b.holder is not None for b in run.cache._branches)
+    assert [b.name for b in run.summary().branches] == ["cond", "uncond"]
+    assert not any(isinstance(v, torch.Tensor) for b in run.cache._branches.values() for v in vars(b).values())
     stepcache.disable(pipe)
 
 

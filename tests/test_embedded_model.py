@@ -10,8 +10,7 @@ from conftest import near
 from diffusers import WanPipeline
 
 import stepcache
-from stepcache import LeMiCa, Plan
-from stepcache.core.plan import Check
+from stepcache import LeMiCa, PlanFile
 from stepcache.planning.calibration import Calibration
 from stepcache.planning.costs import plan_hindsight
 
@@ -80,9 +79,8 @@ def test_the_card_states_the_measurement():
 
 def test_shipped_plans_are_of_this_model_and_can_be_planned_again():
     calibration = Calibration.load(MODEL / "calibration.json")
-    plans = [Plan.load(path) for path in sorted((MODEL / "plans").glob("*.json"))]
+    plans = [PlanFile.load(path) for path in sorted((MODEL / "plans").glob("*.json"))]
     assert [plan.budget for plan in plans] == [10, 14, 17, 20, 25]
     for plan in plans:
-        assert (plan.model, plan.num_steps, plan.method) == (calibration.model, 50, "hindsight")
-        assert plan.check == Check()
+        assert (plan.model, plan.plan.num_steps, plan.method) == (calibration.model, 50, "hindsight")
         assert asdict(plan_hindsight(calibration, plan.budget)) == near(plan)

@@ -5,6 +5,7 @@ import torch
 
 import stepcache
 from stepcache import EasyCache, Off, Plan, TaylorSeer, Uniform
+from stepcache.core.follow_weights import Planned
 
 
 class STDiT(torch.nn.Module):
@@ -120,10 +121,11 @@ def test_prediction_at_the_blocks_boundary():
             return self.out(h)
 
     net, xs = Net(), torch.randn(6, 2, 4)
-    plan = Plan(6, (0, 1, 3, 5), boundary="blocks")
+    plan = Plan(6, (0, 1, 3, 5))
+    policy = Planned(plan, "blocks")
     with torch.no_grad():
         real = [net(x, i / 6) for i, x in enumerate(xs)]
-        with stepcache.attach(net, plan, sample="x", num_steps=6, blocks=list(net.blocks)):
+        with stepcache.attach(net, policy, sample="x", num_steps=6, blocks=list(net.blocks)):
             got = [net(x, i / 6) for i, x in enumerate(xs)]
         for i in (2, 4):
             before = net.inp(xs[i - 1]) + (i - 1) / 6
@@ -135,7 +137,7 @@ def test_prediction_at_the_blocks_boundary():
         for i in plan.computed:
             assert torch.equal(got[i], real[i])
     with pytest.raises(ValueError, match="boundary blocks needs the block list"):
-        stepcache.attach(net, plan, sample="x", num_steps=6)
+        stepcache.attach(net, policy, sample="x", num_steps=6)
 
 
 def test_reuse_of_differences_needs_alike_input_and_output():
@@ -183,31 +185,40 @@ def test_prompts_made_anew_are_known_by_their_content():
     with stepcache.attach(model, plan, sample="x", timestep="timestep", condition="y", num_steps=12) as run:
         assert torch.equal(two_calls(model, anew=True), two_calls(model, anew=True))
     assert [b.computed for b in run.summary().branches] == [plan.computed] * 2
-    with (
-        stepcache.attach(model, plan, sample="x", condition="y", num_steps=12),
-        pytest.raises(ValueError, match="they seem to be new tensors at every call"),
-    ):
-        two_calls(model, anew=True)
 
 
-def test_two_calls_at_one_timestep_without_a_condition_are_warned_about():
-    model = STDiT()
-    with (
-        stepcache.attach(model, Off(), sample="x", timestep="timestep", num_steps=12),
-        pytest.warns(UserWarning, match="name the argument that tells them apart"),
-    ):
-        two_calls(model)
+def test_another_prompt_at_every_step_is_computed_and_said():
+    model, plan = STDiT(), Plan(40, (0, 20, 39))
+    x = torch.ones(1, 4, 1, 2, 2)
+    with stepcache.attach(model, plan, sample="x", timestep="timestep", condition="y", num_steps=40) as run:
+        for i in range(40):
+            model(x, torch.tensor([1.0 - i / 40]), torch.full((1, 5, 16), float(i)))
+    assert len(run.summary().forced) == 37
+    assert any("37 calls were computed because there was nothing to predict" in w for w in run.summary().warnings)
+    assert len(str(run.summary()).splitlines()) < 15
 
 
-def test_an_output_that_is_written_into_is_refused():
-    model = STDiT()
-    with (
-        stepcache.attach(model, Plan(12, (0, 11)), sample="x", num_steps=12),
-        pytest.raises(ValueError, match="changed in place by the code that received it"),
-        torch.no_grad(),
-    ):
-        for i in range(12):
-            model(torch.ones(1, 4, 1, 2, 2), torch.tensor([1.0 - i / 12]), torch.ones(1, 5, 16)).mul_(2)
+def test_calls_at_one_timestep_are_branches_by_their_order():
+    model, plan = STDiT(), Plan(12, (0, 1, 4, 8, 11))
+    with stepcache.attach(model, plan, sample="x", condition="y", num_steps=12):
+        expected = two_calls(model)
+    with stepcache.attach(model, plan, sample="x", timestep="timestep", num_steps=12) as run:
+        assert torch.equal(two_calls(model), expected)
+    assert [b.name for b in run.summary().branches] == ["all", "all #2"]
+    assert [b.computed for b in run.summary().branches] == [plan.computed] * 2
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_an_output_may_be_written_into(mode):
+    model, x = STDiT(), torch.ones(1, 4, 1, 2, 2)
+    with stepcache.attach(model, Plan(12, (0, 11)), sample="x", num_steps=12), mode():
+        first = model(x, torch.tensor([1.0]), torch.ones(1, 5, 16))
+        expected = first.clone()
+        first.mul_(2)
+        for i in range(1, 11):
+            output = model(x, torch.tensor([1.0 - i / 12]), torch.ones(1, 5, 16))
+            assert torch.equal(output, expected)
+            output.mul_(2)
 
 
 def test_a_second_cache_on_a_module_is_refused_and_order_of_detaching_is_free():
@@ -234,7 +245,7 @@ def test_bad_names_and_plans():
     model = STDiT()
     with pytest.raises(ValueError, match=r"STDiT.forward has no argument 'z'; its arguments are x, timestep, y"):
         stepcache.attach(model, Off(), sample="z", num_steps=30)
-    with pytest.raises(ValueError, match=r"12 steps \(the run: 30\)"):
+    with pytest.raises(ValueError, match=r"the plan is of 12 steps and the run has 30"):
         stepcache.attach(model, Plan(12, (0, 11)), sample="x", num_steps=30)
     with pytest.raises(TypeError, match="not a policy"):
         stepcache.attach(model, 25, sample="x", num_steps=30)

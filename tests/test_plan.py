@@ -1,42 +1,64 @@
+"""Plans as data, plan files as JSON and as policies, and what both refuse."""
+
+import itertools
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepcache import Plan, Trajectory
+from stepcache import Plan, PlanFile, Trajectory
+from stepcache.core.follow_weights import FollowWeights, Planned
+from stepcache.core.plan import even, timeline
+from stepcache.hindsight.method import FollowHindsight
 
 
 @st.composite
 def plans(draw):
     steps = draw(st.integers(1, 60))
     computed = tuple(sorted({0, steps - 1} | draw(st.sets(st.integers(0, steps - 1)))))
-    reused = [k for k in range(steps) if k not in computed]
+    skipped = [k for k in range(steps) if k not in computed]
     weights = tuple(
         (k, tuple(draw(st.lists(st.floats(-2, 2), min_size=1, max_size=min(3, sum(c < k for c in computed))))))
-        for k in reused
+        for k in skipped
         if draw(st.booleans())
     )
-    return Plan(
-        steps,
-        computed,
-        "test",
-        draw(st.none() | st.text(max_size=5)),
-        shift=draw(st.none() | st.just(5.0)),
-        weights=weights,
+    return Plan(steps, computed, weights)
+
+
+@st.composite
+def files(draw):
+    plan = draw(plans())
+    numbers = st.floats(0, 10)
+    return PlanFile(
+        plan,
+        draw(st.sampled_from(["lemica", "magcache", "custom"])),
+        model=draw(st.none() | st.text(max_size=5)),
+        shift=draw(st.none() | numbers),
+        guidance=draw(st.none() | numbers),
+        guidance_range=draw(st.none() | st.just((3.5, 6.5))),
+        timesteps=draw(st.none() | st.just(tuple(float(k) for k in range(plan.num_steps)))),
+        boundary=draw(st.sampled_from(["output", "blocks"])),
+        errors=tuple((k, 0.5) for k in plan.skipped),
+        figures=(("psnr_mean", draw(numbers)),),
+        notes=tuple(draw(st.lists(st.text(max_size=9), max_size=2))),
     )
 
 
-@given(plans())
-def test_json_round_trip(plan):
-    assert Plan.from_json(plan.to_json()) == plan
-    assert json.loads(plan.to_json())["schema"] == "stepcache.plan"
+@given(files())
+def test_what_is_saved_is_read_back_equal(tmp_path_factory, file):
+    path = tmp_path_factory.mktemp("plan") / "plan.json"
+    file.save(path)
+    assert PlanFile.load(path) == file
+    document = json.loads(path.read_text())
+    assert (document["schema"], document["version"]) == ("stepcache.plan", 3)
 
 
 @given(plans())
-def test_computed_and_reused_partition_the_steps(plan):
-    assert sorted(plan.computed + plan.reused) == list(range(plan.num_steps))
-    marks = plan.timeline(width=1000).splitlines()[0]
+def test_computed_and_skipped_partition_the_steps(plan):
+    assert sorted(plan.computed + plan.skipped) == list(range(plan.num_steps))
+    marks = timeline(plan.num_steps, plan.computed, width=1000)
     assert [k for k, m in enumerate(marks) if m == "█"] == list(plan.computed)
     assert plan.ideal_speedup == plan.num_steps / plan.budget
 
@@ -48,13 +70,22 @@ def test_resampling_keeps_budget_and_ends(plan, steps, data):
     assert len(resampled.computed) == budget
     assert resampled.computed[0] == 0
     assert resampled.computed[-1] == steps - 1
-    assert any("resampled" in n for n in resampled.notes)
+    assert resampled.weights == ()
 
 
 def test_resampling_keeps_the_normalised_position():
     plan = Plan(50, (0, 1, 2, 7, 14, 28, 49))
     assert plan.resampled(99).computed == (0, 2, 4, 14, 28, 56, 98)
     assert plan.resampled(50).computed == plan.computed
+
+
+@given(st.integers(2, 60), st.data())
+def test_even_steps_differ_by_one_at_most(steps, data):
+    budget = data.draw(st.integers(2, steps))
+    computed = even(steps, budget).computed
+    gaps = [b - a for a, b in itertools.pairwise(computed)]
+    assert (len(computed), computed[0], computed[-1]) == (budget, 0, steps - 1)
+    assert max(gaps) - min(gaps) <= 1
 
 
 @pytest.mark.parametrize(
@@ -74,59 +105,107 @@ def test_invalid_plans_say_what_was_expected(arguments, says):
         Plan(*arguments)
 
 
-def test_invalid_fields():
-    with pytest.raises(ValueError, match="boundary"):
-        Plan(5, (0, 4), boundary="middle")
-    with pytest.raises(ValueError, match="not a reused step"):
-        Plan(5, (0, 4), weights=((4, (1.0,)),))
-    with pytest.raises(ValueError, match="2 weights; 1 outputs"):
-        Plan(5, (0, 4), weights=((2, (1.0, 0.0)),))
-    with pytest.raises(ValueError, match="4 timesteps for 5"):
-        Plan(5, (0, 4), timesteps=(1.0,) * 4)
+@pytest.mark.parametrize("budget", [1, 0, -3])
+def test_even_steps_need_both_ends(budget):
+    with pytest.raises(ValueError, match="2 or more"):
+        even(10, budget)
+    with pytest.raises(ValueError, match="use at most 10"):
+        even(10, 11)
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["", "[]", "{}", '{"schema": "stepcache.plan", "version": 1}', '{"schema": "stepcache.plan", "version": 2}',
-     '{"schema": "stepcache.plan", "version": 2, "num_steps": 5, "computed": [0], "colour": 1}',
-     '{"schema": "stepcache.plan", "version": 2, "num_steps": 5, "computed": 3}'],
-)  # fmt: skip
-def test_files_that_are_no_plans(text, tmp_path):
+    ("weights", "says"),
+    [
+        (((4, (1.0,)),), "not a skipped step"),
+        (((2, (1.0, 0.0)),), "2 weights; 1 outputs"),
+        (((2, (float("nan"),)),), "not a finite number"),
+    ],
+)
+def test_weights_that_cannot_be_followed(weights, says):
+    plan = Plan(5, (0, 4), weights)
+    with pytest.raises(ValueError, match=says):
+        FollowWeights(plan)
+    with pytest.raises(ValueError, match=says):
+        Planned(plan).begin(Trajectory(5))
+
+
+def test_invalid_fields():
+    plan = Plan(5, (0, 4))
+    with pytest.raises(ValueError, match="boundary"):
+        PlanFile(plan, boundary="middle")
+    with pytest.raises(ValueError, match="4 timesteps for 5"):
+        PlanFile(plan, timesteps=(1.0,) * 4)
+    with pytest.raises(ValueError, match="lower end first"):
+        PlanFile(plan, guidance_range=(6.0, 3.0))
+    with pytest.raises(ValueError, match="a schedule only"):
+        PlanFile(plan, "hindsight", boundary="blocks")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "not JSON"),
+        ("[]", "not a stepcache.plan file"),
+        ("{}", "not a stepcache.plan file"),
+        ('{"schema": "stepcache.plan", "version": 1}', "version 1 is unknown; this program reads version 3"),
+        ('{"schema": "stepcache.plan", "version": 2}', "version 2 is unknown; this program reads version 3"),
+        ('{"schema": "stepcache.plan", "version": 3}', "computed and num_steps is missing"),
+        ('{"schema": "stepcache.plan", "version": 3, "num_steps": 5, "computed": [0], "colour": 1}', "unknown fields"),
+        ('{"schema": "stepcache.plan", "version": 3, "num_steps": 5, "computed": 3}', "plan file"),
+        ('{"schema": "stepcache.plan", "version": 3, "num_steps": 5, "computed": [0, 9]}', "ends at 4"),
+    ],
+)
+def test_files_that_are_no_plans(text, says, tmp_path):
     path = tmp_path / "plan.json"
     path.write_text(text)
-    with pytest.raises(ValueError, match=r"plan|JSON"):
-        Plan.load(path)
+    with pytest.raises(ValueError, match=says):
+        PlanFile.load(path)
 
 
 def test_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist"):
-        Plan.load(tmp_path / "none.json")
+        PlanFile.load(tmp_path / "none.json")
 
 
 def test_save_is_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "plan.json"
-    Plan(5, (0, 4)).save(path)
+    PlanFile(Plan(5, (0, 4))).save(path)
     monkeypatch.setattr("os.replace", lambda *a: (_ for _ in ()).throw(OSError("disc full")))
     with pytest.raises(OSError, match="disc full"):
-        Plan(9, (0, 8)).save(path)
-    assert Plan.load(path).num_steps == 5
+        PlanFile(Plan(9, (0, 8))).save(path)
+    assert PlanFile.load(path).plan.num_steps == 5
     assert [p.name for p in tmp_path.iterdir()] == ["plan.json"]
 
 
 def test_a_plan_for_something_else_is_refused_with_both_named():
-    plan = Plan(50, (0, 49), "lemica", model="a", shift=5.0, guidance=4.0)
+    file = PlanFile(Plan(50, (0, 49)), "lemica", model="a", shift=5.0, guidance=4.0)
     run = Trajectory(40, "b", shift=3.0, guidance=4.0)
     with pytest.raises(
         ValueError, match=r"50 steps \(the run: 40\), model a \(the run: b\), shift 5.0 \(the run: 3.0\)"
     ):
-        plan.fitted_to(run)
+        file.begin(run)
     with pytest.warns(UserWarning, match="resampling was asked for"):
-        fitted = plan.fitted_to(run, resample=True)
-    assert (fitted.num_steps, fitted.computed, fitted.model) == (40, (0, 39), "b")
+        strategy = replace(file, resample=True).begin(run)
+    assert strategy.plan == Plan(40, (0, 39))
+    assert "resampled from 50 to 40 steps" in strategy.notes
 
 
 def test_what_the_run_does_not_know_is_not_checked():
-    plan = Plan(5, (0, 4), model="a", shift=5.0, timesteps=(5.0, 4.0, 3.0, 2.0, 1.0))
-    assert plan.fitted_to(Trajectory(5)) is plan
+    file = PlanFile(Plan(5, (0, 4)), model="a", shift=5.0, timesteps=(5.0, 4.0, 3.0, 2.0, 1.0))
+    assert file.fitted_to(Trajectory(5)) is file
     with pytest.raises(ValueError, match="other timesteps"):
-        plan.fitted_to(Trajectory(5, timesteps=(5.0, 4.0, 3.0, 2.0, 0.5)))
+        file.fitted_to(Trajectory(5, timesteps=(5.0, 4.0, 3.0, 2.0, 0.5)))
+
+
+def test_guidance_outside_of_the_range():
+    file = PlanFile(Plan(5, (0, 4)), guidance_range=(3.5, 6.5))
+    assert file.fitted_to(Trajectory(5, guidance=6.5)) is file
+    with pytest.raises(ValueError, match=r"guidance 3.5 to 6.5 \(the run: 9\)"):
+        file.fitted_to(Trajectory(5, guidance=9.0))
+
+
+def test_the_method_decides_how_a_plan_is_followed():
+    plan = Plan(5, (0, 2, 4), ((3, (2.0, -1.0)),))
+    assert type(PlanFile(plan, "taylorseer").begin(Trajectory(5))) is FollowWeights
+    assert type(PlanFile(Plan(5, (0, 2, 4)), "hindsight").begin(Trajectory(5))) is FollowHindsight
+    assert str(PlanFile(Plan(5, (0, 2, 4)), "hindsight")) == "hindsight, planned (budget 3)"

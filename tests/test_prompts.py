@@ -3,8 +3,9 @@
 import json
 
 import pytest
+import torch
 
-from stepcache.measure.prompts import clip_name, read_prompts
+from stepcache.measure.prompts import check_seed, clip_name, read_prompts, read_seeds
 
 
 def test_text(tmp_path):
@@ -38,3 +39,25 @@ def test_names():
     for prompt in ("a/b", "x" * 250, "é" * 130):
         with pytest.raises(ValueError, match="leave --vbench out"):
             clip_name(prompt, 0)
+
+
+def test_seeds():
+    assert read_seeds("0,1,-3,18446744073709551615") == [0, 1, -3, 2**64 - 1]
+    for text, message in (
+        ("", "whole numbers"),
+        ("1;2", "whole numbers"),
+        ("nan", "whole numbers"),
+        ("1,1", "each seed once"),
+        (str(2**64), "64 bits"),
+        (str(-(2**63) - 1), "64 bits"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read_seeds(text)
+
+
+@pytest.mark.parametrize("seed", [0, 2**64 - 1, -(2**63)])
+def test_the_seeds_that_are_taken_are_those_of_torch(seed):
+    torch.Generator().manual_seed(seed)
+    check_seed(seed)
+    with pytest.raises((RuntimeError, ValueError, OverflowError)):
+        torch.Generator().manual_seed(2**64)

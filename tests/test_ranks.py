@@ -24,7 +24,7 @@ STEPS = 30
 
 def _rank(rank, folder, agree):
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    cache = StepCache(EasyCache(0.3, 3), group=dist.group.WORLD if agree else None)
+    cache = StepCache(EasyCache(0.3, 3), group=dist.group.WORLD if agree else None, rounds=True)
     cache.begin(Trajectory(STEPS))
     g = torch.Generator().manual_seed(rank)  # the ranks' own measures differ on purpose
     decisions = []
@@ -37,7 +37,7 @@ def _rank(rank, folder, agree):
         else:
             cache.predict(call, x)
         if call.compute:  # also where this rank alone would have reused
-            assert k == STEPS - 1 or cache._decider.error == 0
+            assert k == STEPS - 1 or cache.strategy.error == 0
         decisions.append(call.compute)
     (folder / f"{rank}.json").write_text(json.dumps(decisions))
     dist.barrier()
@@ -153,7 +153,7 @@ def command(model, output, *flags):
 
 @pytest.mark.slow
 def test_the_command_under_torchrun(model, tmp_path, capsys):
-    flags = ("--steps", "12", "--policy", "easycache", "--thresh", "0.3", "--ret_steps", "3")
+    flags = ("--steps", "12", "--policy", "easycache:0.3,ret_steps=3")
     assert main(command(model, tmp_path / "one.npy", *flags)) == 0
     assert capsys.readouterr().out.count("wrote") == 1
     run = [*torchrun(sys.executable, 2), "-m", "stepcache", *command(model, tmp_path / "two.npy", *flags)]
@@ -206,5 +206,6 @@ def test_what_cannot_be_divided():
     with pytest.raises(ValueError, match="31 tokens cannot be divided over 2 ranks"):
         Ranks(0, 2).split(pipe, "ring", 31)
     Ranks().split(None, "ulysses", 31)
-    with pytest.raises(ValueError, match="above 0"), together(0):
-        pass
+    for timeout in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="above 0"), together(timeout):
+            pass

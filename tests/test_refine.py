@@ -8,12 +8,11 @@ import torch
 from conftest import sample, tiny_pipe
 
 import stepcache
-from stepcache import Check, Plan
-from stepcache.core.plan import HindsightSettings, first_order
+from stepcache import Plan, PlanFile
 from stepcache.planning.refine import Trial, load_trials, neighbours, refine, rescheduled, save_trials
 
 STEPS = 8
-START = Plan(STEPS, (0, 1, 4, 7)).checked()
+START = PlanFile(Plan(STEPS, (0, 1, 4, 7)), "hindsight", notes=("a note",))
 
 
 def run(pipe):
@@ -36,11 +35,11 @@ def error_of(pipe, computed, truths):
 def test_it_finds_the_best_neighbour(truths):
     pipe = tiny_pipe()
     best, trials = refine(pipe, START, truths, run(pipe), trials=60)
-    assert {t.computed for t in trials} >= {START.computed, *neighbours(best.computed, STEPS)}
+    assert {t.computed for t in trials} >= {START.plan.computed, *neighbours(best.plan.computed, STEPS)}
     errors = {t.computed: error_of(pipe, t.computed, truths) for t in trials}
-    assert errors[best.computed] == pytest.approx(min(errors.values()))
-    assert errors[best.computed] < errors[START.computed]
-    assert best.check == START.check
+    assert errors[best.plan.computed] == pytest.approx(min(errors.values()))
+    assert errors[best.plan.computed] < errors[START.plan.computed]
+    assert (best.method, best.notes) == (START.method, START.notes)
     assert dict(best.figures)["measured_runs"] == 2
 
 
@@ -60,7 +59,7 @@ def test_trials_end_where_they_were_told_to_and_go_on(truths, tmp_path):
     refine(pipe, START, truths, counted, trials=3, save=saved.append)
     assert len(ran) == 3 * 2
     assert [len(t) for t in saved] == [1, 2, 3]
-    path, key = tmp_path / "trials.json", {"start": START.computed}
+    path, key = tmp_path / "trials.json", {"start": START.plan.computed}
     save_trials(path, saved[-1], key)
     known = load_trials(path, key)
     assert known == saved[-1]
@@ -77,14 +76,11 @@ def test_neighbours_keep_ends_and_order():
     assert found == [(0, 2, 4, 7), (0, 1, 3, 7), (0, 1, 5, 7)]
 
 
-def test_weights_follow_the_schedule():
-    moved = rescheduled(START, (0, 2, 4, 7))
-    assert moved.weights == first_order((0, 2, 4, 7), STEPS)
-    planned = replace(START, hindsight=HindsightSettings(floor=0.9))
-    assert rescheduled(planned, (0, 2, 4, 7)).hindsight == planned.hindsight
-    static = Plan(STEPS, (0, 1, 4, 7), weights=((2, (2.0, -1.0)),))
-    assert all(k not in (0, 2, 4, 7) for k, _ in rescheduled(static, (0, 2, 4, 7)).weights)
-    assert rescheduled(Plan(STEPS, (0, 1, 4, 7)), (0, 2, 4, 7)).weights == ()
+def test_what_was_measured_of_one_schedule_is_not_of_another():
+    told = replace(START, errors=((2, 0.1),), figures=(("psnr_mean", 40.0),))
+    moved = rescheduled(told, (0, 2, 4, 7))
+    assert (moved.plan.computed, moved.errors, moved.figures) == ((0, 2, 4, 7), (), ())
+    assert (moved.method, moved.notes) == (START.method, START.notes)
 
 
 def test_bad_settings(truths):
@@ -96,8 +92,8 @@ def test_bad_settings(truths):
 
 def test_a_plan_with_its_measurement_is_saved(truths, tmp_path):
     pipe = tiny_pipe()
-    best, _ = refine(pipe, START.checked(Check(basis="branch")), truths, run(pipe), trials=2)
+    best, _ = refine(pipe, START, truths, run(pipe), trials=2)
     best.save(tmp_path / "plan.json")
-    assert Plan.load(tmp_path / "plan.json") == best
-    assert json.loads((tmp_path / "plan.json").read_text())["check"]["basis"] == "branch"
+    assert PlanFile.load(tmp_path / "plan.json") == best
+    assert json.loads((tmp_path / "plan.json").read_text())["method"] == "hindsight"
     assert torch.isfinite(torch.tensor([v for _, v in best.figures])).all()

@@ -2,16 +2,21 @@
 
 import json
 import os
+import re
 import shutil
 import time
+from dataclasses import replace
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
-from stepcache.bench import report
+from stepcache.bench.labels import Label, label
 from stepcache.bench.report import charts
+from stepcache.bench.report.page import embedded
 from stepcache.bench.results import Folder, Item
 from stepcache.commands.main import main
+from stepcache.measure import drawing
 from stepcache.measure.video import write_clip
 
 STEPS, FRAMES = 8, 9
@@ -258,10 +263,115 @@ def test_forty_prompts_open_quickly(browser, tmp_path):
     assert any(seconds() < 6 for _ in range(3))
 
 
+CHARTS = ("psnr", "ssim", "speedup", "errors", "steps", "prompts")
+
+
 def test_figures(page):
     names = {p.name for p in (page.parent / "figures").iterdir()}
-    assert names == {f"{n}.{e}" for n in ("psnr", "ssim", "speedup") for e in ("svg", "png")}
+    assert names == {f"{n}.{e}" for n in CHARTS for e in ("svg", "png")}
     assert all(p.stat().st_size > 5000 for p in (page.parent / "figures").iterdir())
+    svg = (page.parent / "figures" / "psnr.svg").read_text()
+    assert drawing.SERIES[0] in svg  # files have colours of their own, pages those of their theme
+    assert "var(--" not in svg
+
+
+def charts_of(page):
+    """Name -> the chart's element, parsed."""
+    found = re.findall(r'<svg id="(\w+)" class="chart".*?</svg>', page.read_text(), re.DOTALL)
+    texts = re.findall(r'<svg id="\w+" class="chart".*?</svg>', page.read_text(), re.DOTALL)
+    spaces = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    return {name: ElementTree.fromstring(t.replace("<svg", spaces, 1)) for name, t in zip(found, texts, strict=True)}
+
+
+def test_charts_have_text_and_the_colours_of_the_page(page):
+    charts = charts_of(page)
+    assert tuple(charts) == CHARTS
+    for name, chart in charts.items():
+        text = ElementTree.tostring(chart, "unicode")
+        assert len(text) < 60_000
+        assert "var(--ink)" in text
+        assert "var(--grey)" in text
+        assert not re.search(r"#[0-9a-f]{6}\b", text), name  # no colour that a dark page would not change
+    ids = [element.get("id") for chart in charts.values() for element in chart.iter() if element.get("id")]
+    assert len(ids) == len(set(ids))
+
+
+def test_every_chart_says_which_method_is_which(page):
+    """By a legend, or by the method's name on its row; and the marks say their numbers when pointed at."""
+    for name, chart in charts_of(page).items():
+        texts = {"".join(e.itertext()) for e in chart.iter() if e.tag.endswith("}text")}
+        titles = " ".join(e.text for e in chart.iter() if e.tag.endswith("}title"))
+        curves = name in ("psnr", "ssim", "speedup")
+        expected = ["uniform, even", "lemica, published list, table=<b>&x", "steps"]
+        if not curves:
+            expected = ["uniform:4, even", "lemica:4,table=<b>&x, published list", "steps:4"]
+        assert set(expected) <= texts, name
+        assert "lemica:4,table=<b>&x, published list" in titles
+    assert "computed; faint: skipped" in {
+        "".join(e.itertext()) for e in charts_of(page)["steps"].iter() if e.tag.endswith("}text")
+    }
+
+
+def test_a_method_has_one_colour_in_all_charts():
+    methods = ["uniform:4", "uniform:6", "hindsight:4", "plan:a.json"]
+    named = charts.Named({m: label(m) for m in methods})
+    assert named.colour("uniform:4") == named.colour("uniform:6") != named.colour("hindsight:4")
+    assert len({named.colour(m) for m in methods}) == 3
+    assert named.colour("uncached") == drawing.GREY
+    many = charts.Named({f"m{i}": Label(f"m{i}", f"m{i}") for i in range(30)})
+    looks = {(many.colour(m), drawing.mark(many.numbers[m])) for m in many.labels}
+    assert len(looks) == 30
+
+
+def test_text_in_charts_is_large_enough_for_a_phone(browser, page):
+    """10 pixels where the page is 360 wide, in a light and a dark theme."""
+    opened(browser, page)
+    try:
+        size = {"width": 360, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        smallest = browser.execute_script(
+            "return Math.min(...[...document.querySelectorAll('svg.chart')].flatMap((s) => {"
+            "const k = s.getBoundingClientRect().width / s.viewBox.baseVal.width;"
+            "return [...s.querySelectorAll('text')].map((t) => parseFloat(getComputedStyle(t).fontSize) * k)}))"
+        )
+        assert smallest >= 10
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= 360
+        ink = "return getComputedStyle(document.querySelector('svg.chart text')).fill"
+        seen = set()
+        for theme in ("light", "dark"):
+            browser.execute_script("document.documentElement.dataset.theme = arguments[0]", theme)
+            seen.add(browser.execute_script(ink))
+        assert len(seen) == 2
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_names_are_never_formulas_or_markup(tmp_path):
+    methods = ("uncached", "plan:$x_2$.json", "plan:a_{b}.json", "steps:4")
+    folder = folder_with(tmp_path / "r", HOSTILE[:1], methods[:1])
+    for number, method in enumerate(methods[1:]):
+        item = folder.items()[0]
+        same = {"identical": False, "psnr": 30.0 + number, "computed": 4.0, "clip": ""}
+        replace(item, method=method, **same).save(folder.item(method, 0, 0))
+    assert main(["report", str(folder.root)]) == 0
+    texts = {"".join(e.itertext()) for e in charts_of(folder.root / "report.html")["prompts"].iter()}
+    assert {"plan:$x_2$.json, planned", "plan:a_{b}.json, planned"} <= texts
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--width", "8"), "--width is 8"),
+        (("--clips", "0"), "--clips is 0"),
+        (("--out", "bench.json/page.html"), "is a file, not a folder"),
+    ],
+)
+def test_mistakes(page, monkeypatch, capsys, flags, message):
+    monkeypatch.chdir(page.parent)
+    before = page.read_bytes()
+    assert main(["report", str(page.parent), *flags]) == 2
+    assert message in capsys.readouterr().err
+    assert page.read_bytes() == before
 
 
 def test_small_previews(tmp_path):
@@ -291,11 +401,5 @@ def test_bad_folders(tmp_path, capsys, prepare, message):
     assert not (tmp_path / "r" / "report.html").exists()
 
 
-def test_axes():
-    assert charts.Axis(0, 10, 0, 100).ticks() == [0, 2, 4, 6, 8, 10]
-    assert charts.Axis(0.02, 3, 0, 100, log=True).ticks() == [0.1, 1.0]
-    assert charts.Axis(1, 100, 0, 10, log=True).at(10) == 5
-    assert charts.padded([3.0, 3.0]) == (2.85, 3.15)
-    assert charts.family("lemica:25,predict=checked") == "lemica,predict=checked"
-    assert charts.label("plan:/a/b/p.json,x=c/d") == "plan:p.json,x=d"
-    assert report.embedded({"a": "</script>&"}) == '{"a": "\\u003c/script\\u003e\\u0026"}'
+def test_data_in_a_script_stays_data():
+    assert embedded({"a": "</script>&"}) == '{"a": "\\u003c/script\\u003e\\u0026"}'

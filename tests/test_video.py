@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from stepcache.measure.video import array_clip, contact_sheet, open_clip, png_frames, replacing, to_uint8, write_clip
+from stepcache.files import replacing
+from stepcache.measure.video import array_clip, contact_sheet, open_clip, png_frames, to_uint8, write_clip
 
 av = pytest.importorskip("av", reason="the dev extra brings PyAV")
 

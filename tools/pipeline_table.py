@@ -45,6 +45,7 @@ class Row:
     output: str
     blocks: str
     easycache: str
+    hindsight: str
 
 
 def examine(tiny: Tiny) -> Row:
@@ -52,27 +53,42 @@ def examine(tiny: Tiny) -> Row:
     try:
         pipe = tiny.build()
     except (ImportError, AttributeError) as error:
-        return Row(tiny.name, "", 0, 0, 0, f"not in this diffusers ({error})", "", "")
+        return Row(tiny.name, "", 0, 0, 0, f"not in this diffusers ({error})", "", "", "")
     transformer = type(pipe.transformer).__name__
     base = tiny.call(pipe, STEPS, 0)
     output, computed, steps = _try(tiny, pipe, base, "output")
     blocks = "not known" if transformer not in BLOCKS else _try(tiny, pipe, base, "blocks")[0]
     if output == "yes":
         output = _extrapolated(tiny, pipe, steps)
-    return Row(tiny.name, transformer, tiny.branches, computed, steps, output, blocks, _decided(tiny, pipe))
+    hindsight = _hindsight(tiny, pipe, steps)
+    return Row(tiny.name, transformer, tiny.branches, computed, steps, output, blocks, _decided(tiny, pipe), hindsight)
 
 
 def _extrapolated(tiny: Tiny, pipe: Any, steps: int) -> str:
-    """Either "yes", for plain extrapolation and under the self-check, or what went wrong."""
-    plain = stepcache.TaylorSeer(3, 1, 2).plan(steps)
-    for plan in (plain, plain.checked()):
-        with stepcache.accelerate(pipe, plan) as run:
-            result = tiny.call(pipe, STEPS, 0)
-        extra = set(run.summary().computed) - set(plan.computed)  # where a second transformer takes over: up to a gap
-        missing = set(plan.computed) - set(run.summary().computed)
-        if missing or len(extra) > (3 if "experts" in tiny.name else 0) or not torch.isfinite(result).all():
-            return f"{plan.method} computed {list(run.summary().computed)} instead of {list(plan.computed)}"
-    return "yes"
+    """Either "yes", for extrapolation at the model's door, or what went wrong."""
+    plan = stepcache.TaylorSeer(3, 1, 2).plan(steps)
+    with stepcache.accelerate(pipe, plan) as run:
+        result = tiny.call(pipe, STEPS, 0)
+    return _followed(tiny, plan, run.summary(), result) or "yes"
+
+
+def _hindsight(tiny: Tiny, pipe: Any, steps: int) -> str:
+    """Either "yes", for forecasts and corrections at the sampler's door, or what the run says against it."""
+    policy = stepcache.Hindsight(max(3, steps // 2))
+    with stepcache.accelerate(pipe, policy) as run:
+        result = tiny.call(pipe, STEPS, 0)
+    summary = run.summary()
+    wrong = _followed(tiny, policy.plan(steps), summary, result)
+    return wrong or "; ".join(w for w in summary.strategy.warnings()) or "yes"
+
+
+def _followed(tiny: Tiny, plan: stepcache.Plan, summary: stepcache.RunSummary, result: torch.Tensor) -> str:
+    """Empty if the planned steps were computed and the result is finite, else what went wrong."""
+    extra = set(summary.computed) - set(plan.computed)  # where a second transformer takes over: up to a gap
+    missing = set(plan.computed) - set(summary.computed)
+    if missing or len(extra) > (3 if "experts" in tiny.name else 0):
+        return f"computed {list(summary.computed)} instead of {list(plan.computed)}"
+    return "" if torch.isfinite(result).all() else "the result is not finite"
 
 
 def _decided(tiny: Tiny, pipe: Any) -> str:
@@ -84,7 +100,7 @@ def _decided(tiny: Tiny, pipe: Any) -> str:
         if "reuses the difference of output and input" not in str(error):
             raise
         return "no: output and input are not alike"
-    reused = run.summary().reused
+    reused = run.summary().skipped
     return "yes" if reused and torch.isfinite(result).all() else f"nothing reused {run.summary().warnings}"
 
 
@@ -93,13 +109,13 @@ def _try(tiny: Tiny, pipe: Any, base: torch.Tensor, boundary: Any) -> tuple[str,
     with stepcache.accelerate(pipe, stepcache.Off(boundary)) as run:
         same = torch.equal(tiny.call(pipe, STEPS, 0), base)
     num_steps = run.summary().num_steps
-    plan = stepcache.Uniform(interval=2, boundary=boundary).plan(num_steps)
+    plan = stepcache.Uniform(interval=2).plan(num_steps)
     counted, hooks = [0], []
     for name, module in pipe.components.items():
         if name.startswith("transformer") and isinstance(module, torch.nn.Module):
             inner = getattr(module, BLOCKS[type(module).__name__].lists[0])[0] if boundary == "blocks" else module
             hooks.append(inner.register_forward_hook(lambda *_: counted.__setitem__(0, counted[0] + 1)))
-    with stepcache.accelerate(pipe, plan) as run:
+    with stepcache.accelerate(pipe, plan, boundary=boundary) as run:
         first = tiny.call(pipe, STEPS, 0)
         once = counted[0]
         repeated = torch.equal(tiny.call(pipe, STEPS, 0), first)
@@ -133,14 +149,14 @@ def table(rows: list[Row]) -> str:
         "Made by `python tools/pipeline_table.py --out docs/pipelines.md`, which really runs every pipeline below with",
         "a small random transformer: uncached; through the cache with every step computed (bit-identical); with every",
         "second step reused, twice (calls counted by hooks, the second run equal to the first); with two of three",
-        "steps extrapolated; with EasyCache; uncached again.",
+        "steps extrapolated; with EasyCache; with Hindsight at half of the steps; uncached again.",
         f"diffusers {diffusers.__version__}, torch {torch_version}: {len(works)} of {len(rows)} work.",
         "",
         "`output` needs no code for a model. `blocks` needs one row of `BLOCKS` in `stepcache/hosts/diffusers.py`.",
         "Branches: transformer calls a step (guidance in a call of its own makes two).",
         "",
-        "| pipeline | transformer | branches | computed / steps | `output` | `blocks` | EasyCache |",
-        "|---|---|---|---|---|---|---|",
+        "| pipeline | transformer | branches | computed / steps | `output` | `blocks` | EasyCache | Hindsight |",
+        "|---|---|---|---|---|---|---|---|",
         *map(_line, rows),
         "",
         "OmniGen could not be tried: its pipeline takes no ready-made embeddings and its processor needs torchvision.",
@@ -153,7 +169,7 @@ def table(rows: list[Row]) -> str:
 
 def _line(r: Row) -> str:
     counts = f"{r.computed} / {r.steps}"
-    return f"| {r.name} | {r.transformer} | {r.branches} | {counts} | {r.output} | {r.blocks} | {r.easycache} |"
+    return f"| {r.name} | {r.transformer} | {r.branches} | {counts} | {r.output} | {r.blocks} | {r.easycache} | {r.hindsight} |"
 
 
 def main() -> int:
@@ -165,7 +181,10 @@ def main() -> int:
     write_atomically(args.out, table(sorted(rows, key=lambda r: r.name)))
     failed = [r for r in rows if r.output != "yes" or r.blocks not in ("yes", "not known")]
     for r in failed:
-        print(f"{r.name}: output {r.output}; blocks {r.blocks}; easycache {r.easycache}", file=sys.stderr)
+        print(
+            f"{r.name}: output {r.output}; blocks {r.blocks}; easycache {r.easycache}; hindsight {r.hindsight}",
+            file=sys.stderr,
+        )
     return 1 if failed else 0
 
 

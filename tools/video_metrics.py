@@ -10,7 +10,7 @@ from pathlib import Path
 if importlib.util.find_spec("stepcache") is None:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from stepcache.commands.compare import main
+from stepcache.commands.main import main
 
 if __name__ == "__main__":
-    sys.exit(main(prog="video_metrics.py"))
+    sys.exit(main(["compare", *sys.argv[1:]]))

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,21 +38,64 @@ def read_text(path: str | os.PathLike[str], kind: str) -> str:
         raise ValueError(f"{kind} file {str(path)!r} is not text.") from error
 
 
-def write_atomically(path: str | os.PathLike[str], text: str) -> None:
-    """Write `text` under a temporary name in the same folder, then rename: a reader never sees half of it."""
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Write a file or folder whole or not at all: yields a temporary path that takes the place of `path` at the end.
+
+    The temporary lies in the same folder, which is made if need be. Its name is random, so that processes on one
+    network folder do not meet, and short, so that it fits wherever the name of `path` does. When the body raises or is
+    interrupted, it is removed and `path` is as it was.
+    """
     target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _beside(target)
     try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, target)
+        yield temporary
+        if temporary.is_dir() and target.is_dir():  # a folder cannot be renamed onto another one
+            old = _beside(target)
+            os.replace(target, old)
+            os.replace(temporary, target)
+            shutil.rmtree(old)
+        else:
+            os.replace(temporary, target)
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        else:
+            temporary.unlink(missing_ok=True)
 
 
-def check_writable(path: Path) -> None:
-    """Find out before the work that a file can be written (OSError), without leaving one behind."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_dir():
-        raise IsADirectoryError(f"{str(path)!r} is a folder; give the name of a file.")
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".stepcache-"):
-        pass
+def _beside(path: Path) -> Path:
+    return path.with_name(f".stepcache-{secrets.token_hex(8)}.tmp")
+
+
+def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None:
+    """Write text (as UTF-8) or bytes whole or not at all, with the permissions a new file gets (umask)."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def check_writable(path: str | os.PathLike[str], folder: bool = False) -> None:
+    """Find out before the work that a file (or `folder`: files in a folder) can be written; nothing is left behind.
+
+    Folders that are missing count as writable if the nearest one above them is.
+
+    Raises:
+        OSError: it cannot; the sentence says what stands in the way.
+    """
+    target = Path(path)
+    try:
+        if not folder and target.is_dir():
+            raise IsADirectoryError(f"{str(path)!r} is a folder; give the name of a file.")
+        nearest = target if folder else target.parent
+        while not nearest.exists():
+            nearest = nearest.parent
+        if not nearest.is_dir():
+            raise NotADirectoryError(f"{str(path)!r} cannot be written: {str(nearest)!r} is a file, not a folder.")
+        probe = _beside(nearest / "probe")
+        probe.touch(exist_ok=False)
+        probe.unlink()
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise type(error)(f"{str(path)!r} cannot be written: {error.strerror}.") from error

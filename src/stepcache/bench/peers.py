@@ -5,6 +5,7 @@ diffusers' own come with diffusers; cache-dit comes with `pip install 'stepcache
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -34,7 +35,9 @@ def mag_cache(threshold: float, K: int = 3, R: float = 0.2, ratios: Ratios | Non
         ValueError: no ratios; they belong to a model and a step count.
     """
     if ratios is None:
-        raise ValueError("diffusers' MagCache needs ratios=FILE (stepcache generate --magcache_calibration writes it).")
+        raise ValueError(
+            "diffusers' MagCache needs ratios=FILE; stepcache generate --policy magcache-calibration:FILE writes it."
+        )
     measured = ratios
 
     def settings(steps: int) -> dict[str, Any]:
@@ -67,14 +70,18 @@ def taylorseer_cache(interval: int, order: int = 1) -> Entered:
 
 
 def _diffusers(name: str, settings: Callable[[int], dict[str, Any]]) -> Entered:
-    @contextmanager
-    def entered(pipe: Any, steps: int) -> Iterator[None]:
+    """Raises ImportError now, before any model is loaded, if this diffusers has no such cache."""
+    try:
         import diffusers
         from diffusers import hooks
+    except ImportError as error:
+        raise ImportError("this needs diffusers: pip install 'stepcache[diffusers]'.") from error
+    config = getattr(hooks, name, None)
+    if config is None:
+        raise ImportError(f"diffusers {diffusers.__version__} has no {name}; install a newer one.")
 
-        config = getattr(hooks, name, None)
-        if config is None:
-            raise ImportError(f"diffusers {diffusers.__version__} has no {name}; install a newer one.")
+    @contextmanager
+    def entered(pipe: Any, steps: int) -> Iterator[None]:
         pipe.transformer.enable_cache(config(**settings(steps)))
         try:
             yield None
@@ -112,12 +119,14 @@ def dbcache_mask(policy: str, F: int = 1, taylor: int = 0) -> Entered:
 
 
 def _cache_dit(settings: Callable[[Any, int], dict[str, Any]], taylor: int) -> Entered:
+    """Raises ImportError now, before any model is loaded, if cache-dit is not installed."""
+    if importlib.util.find_spec("cache_dit") is None:
+        raise ImportError("cachedit needs cache-dit: pip install 'stepcache[peers]'.")
+
     @contextmanager
     def entered(pipe: Any, steps: int) -> Iterator[None]:
-        try:
-            import cache_dit
-        except ImportError as error:
-            raise ImportError("this needs cache-dit: pip install 'stepcache[peers]'.") from error
+        import cache_dit
+
         for name in [n for n in logging.root.manager.loggerDict if n.startswith("cache_dit")]:
             logging.getLogger(name).setLevel(logging.ERROR)  # a dozen lines each time it is enabled
         config = cache_dit.DBCacheConfig(num_inference_steps=steps, **settings(cache_dit, steps))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from stepcache.bench.labels import labels
 from stepcache.files import parse_document, read_text
 from stepcache.fleet.places import below, files_below, is_remote, write_text
 from stepcache.measure.metrics import finite, mean_psnr
@@ -37,7 +38,7 @@ class Item:
         branches: branch -> steps computed in it, where the method is one of ours.
         loop_seconds: first call of the transformer to the end of the last step.
         reference_seconds: the same of the uncached run it is compared with.
-        seconds_per_computed_step, seconds_per_reused_step, cache_bytes: of our methods.
+        seconds_per_computed_step, seconds_per_reused_step (of a skipped one), cache_bytes: of our methods.
         peak_bytes: most memory allocated on the GPU during the run; None on a CPU.
         psnr, ssim, lpips: against the uncached clip, means over frames; psnr None where the clips are identical.
         psnr_per_frame: dB; None where a frame is identical.
@@ -213,7 +214,7 @@ def row(method: str, items: list[Item], steps: int) -> Row:
 def merge(folder: Folder) -> str:
     """Write table.json and table.txt from the items; returns the text."""
     rows, description = table(folder), folder.read()
-    lines = [as_text(rows)]
+    lines = [as_text(rows, description.get("schedules", {}))]
     for name, thresh in description["searched"].items():
         lines.append(f"{name}: threshold {thresh:.4g}")
     if "ceiling" in description:
@@ -228,16 +229,18 @@ def merge(folder: Folder) -> str:
     return text
 
 
-def as_text(rows: list[Row]) -> str:
-    """The table for the terminal."""
-    width = max((len(r.method) for r in rows), default=6)
+def as_text(rows: list[Row], schedules: Mapping[str, str]) -> str:
+    """The table for the terminal; `schedules` says where those of the methods come from (see `labels`)."""
+    names = {method: label.row for method, label in labels((r.method for r in rows), schedules).items()}
+    width = max((len(name) for name in names.values()), default=6)
     lines = [
-        f"{'method':<{width}}  items  computed  speed-up  ideal  PSNR mean  worst   SSIM   worst  LPIPS   worst  reused"
+        f"{'method':<{width}}  items  computed  speed-up  ideal  PSNR mean  worst   SSIM   worst  LPIPS   worst"
+        "  skipped"
     ]
     lines.append("-" * len(lines[0]))
     for r in rows:
         if r.failed == r.items:
-            lines.append(f"{r.method:<{width}}  failed on all {r.items} item(s)")
+            lines.append(f"{names[r.method]:<{width}}  failed on all {r.items} item(s)")
             continue
         own = r.method == REFERENCE
         cells = [
@@ -251,10 +254,10 @@ def as_text(rows: list[Row]) -> str:
             f"{'-' if own else _cell(r.ssim_worst, 4):>6}",
             f"{'-' if own else _cell(r.lpips, 4):>6}",
             f"{'-' if own else _cell(r.lpips_worst, 4):>6}",
-            f"{'-' if r.reused_cost is None else f'{r.reused_cost:.1%}':>6}",
+            f"{'-' if r.reused_cost is None else f'{r.reused_cost:.1%}':>7}",
         ]
         failed = f"  ({r.failed} failed)" if r.failed else ""
-        lines.append(f"{r.method:<{width}}  " + "  ".join(cells) + failed)
+        lines.append(f"{names[r.method]:<{width}}  " + "  ".join(cells) + failed)
     return "\n".join(lines)
 
 

@@ -18,7 +18,6 @@ from stepcache import __version__
 from stepcache.bench.meter import Result, run_once
 from stepcache.bench.methods import Contender, Search
 from stepcache.bench.results import REFERENCE, Folder, Item
-from stepcache.core.trajectory import Trajectory
 from stepcache.fleet.jobs import Job, Outcome, Pair
 from stepcache.fleet.places import arriving, at_hand, is_remote
 from stepcache.hosts.diffusers import accelerate, model_name
@@ -156,11 +155,11 @@ class Runner:
             item,
             computed=sum(result.executed) / whole,
             per_step=tuple(round(n / whole, 4) for n in result.executed),
-            branches={} if summary is None else {b.name: b.computed for b in summary.branches},
+            branches={} if summary is None else {b.name: tuple(b.computed) for b in summary.branches},
             loop_seconds=result.loop_seconds,
             reference_seconds=reference.loop_seconds,
             seconds_per_computed_step=None if summary is None else summary.seconds_per_computed_step,
-            seconds_per_reused_step=None if summary is None else summary.seconds_per_reused_step,
+            seconds_per_reused_step=None if summary is None else summary.seconds_per_skipped_step,
             cache_bytes=None if summary is None else summary.cache_bytes,
             peak_bytes=result.peak_bytes,
             psnr=finite(distance.psnr),
@@ -194,19 +193,6 @@ class Runner:
         """Two steps, not measured: allocators, kernels, caches of the file system."""
         short = replace(self.request, steps=min(2, self.request.steps), prompt=self.prompts[0], seed=self.seed)
         run_once(self.pipe, short, UNCACHED)
-
-    def check(self) -> None:
-        """Let methods that do not fit the run say so before anything is computed (ValueError)."""
-        shift, model = self.pipe.scheduler.config.get("flow_shift"), model_name(self.pipe)
-        for contender in self.contenders:
-            policy = contender.policy if isinstance(contender, Contender) else contender.make(contender.low).policy
-            if policy is None:
-                continue
-            steps, guidance = self.request.steps, self.request.guidance
-            try:
-                policy.begin(Trajectory(steps, model, shift, guidance, boundary=policy.boundary))
-            except ValueError as error:
-                raise ValueError(f"{contender.name}: {error}") from error
 
     def about(self, lpips_note: str) -> dict[str, Any]:
         """Where and with what it runs."""

@@ -21,45 +21,57 @@ import torch
 from tqdm import tqdm
 
 from stepcache import __version__
-from stepcache.commands.generate import request_from
+from stepcache.commands.flags import (
+    Flags,
+    absolute,
+    add_device_flags,
+    add_ray_flags,
+    add_request_flags,
+    request_from,
+    resources_from,
+)
 from stepcache.files import check_writable
 from stepcache.fleet import cluster
 from stepcache.fleet.jobs import Job, Jobs, Outcome
-from stepcache.measure.generation import Request, decode_latent, load_pipeline, model_defaults, sample_latent
-from stepcache.measure.prompts import read_prompts
+from stepcache.hosts.diffusers import model_name
+from stepcache.measure.generation import Request, decode_latent, latent_size, load_pipeline, sample_latent
+from stepcache.measure.prompts import read_prompts, read_seeds
 from stepcache.planning.calibrate import calibrate, describe
-from stepcache.planning.calibration import Calibration
+from stepcache.planning.calibration import MOST_STEPS, Calibration
 
 STORED = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+RUN = "runs (no --merge)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `stepcache calibrate`."""
     parser.description = __doc__
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.set_defaults(run=run)
-    add = parser.add_argument
+    flags = Flags(parser, _modes)
+    add = functools.partial(flags.add, needs=RUN)
     add("--model", metavar="DIR_OR_ID", help="folder or hub id of a diffusers Wan pipeline")
     add("--prompts", metavar="FILE", help="text file, one prompt a line; eight are plenty")
-    add("--out", required=True, metavar="FILE", help="the calibration, a JSON file; an unfinished one is continued")
+    flags.add(
+        "--out", required=True, metavar="FILE", help="the calibration, a JSON file; an unfinished one is continued"
+    )
     add("--seeds", default="0", help="seeds for every prompt, separated by commas (0)")
-    add("--negative_prompt", default="")
-    add("--steps", type=int, default=50, help="steps of the denoising loop (50)")
-    add("--guidance", type=float, help="guidance scale (default: the model's, else 5)")
-    for name in ("height", "width", "num_frames"):
-        add(f"--{name}", type=int, help="default: the model's")
-    add("--device", help="default: cuda if there is one, else cpu")
-    add("--dtype", choices=tuple(STORED), help="of the model: default bfloat16 on cuda, float32 on cpu")
+    add_request_flags(flags, needs=RUN)
+    add_device_flags(flags, needs=RUN)
     add("--store", metavar="FOLDER", help="hold a run's outputs in a file there instead of in memory")
     add("--store_dtype", choices=tuple(STORED), default="float32", help="precision of the outputs held (float32)")
-    add("--no-decode", action="store_true", help="no accelerated run to learn what PSNR forecasts come to")
-    add("--merge", nargs="+", metavar="FILE", help="merge calibrations instead of running anything")
-    cluster.add_arguments(parser)
+    add("--no-decode", action="store_true", default=False, help="no accelerated run that forecasts of PSNR need")
+    flags.add("--merge", nargs="+", metavar="FILE", help="merge calibrations instead of running anything")
+    add_ray_flags(flags, needs=RUN)
+
+
+def _modes(args: argparse.Namespace) -> set[str]:
+    return (set() if args.merge else {RUN}) | ({"--ray"} if args.ray is not None else set())
 
 
 def run(args: argparse.Namespace) -> int:
     """Merge, or check everything that can be checked, load, record, save."""
-    check_writable(Path(args.out))
+    check_writable(args.out)
     if args.merge:
         first, *others = [Calibration.load(path) for path in args.merge]
         merged = first.merged(*others)
@@ -69,10 +81,14 @@ def run(args: argparse.Namespace) -> int:
     if not (args.model and args.prompts):
         raise ValueError("give --model and --prompts, or --merge FILES.")
     prompts, seeds = read_prompts(args.prompts), read_seeds(args.seeds)
-    request = request_from(args, model_defaults(args.model))
+    request, resources = request_from(args), resources_from(args)
+    if not 2 <= request.steps <= MOST_STEPS:
+        raise ValueError(f"--steps is {request.steps}; a calibration has 2 to {MOST_STEPS} steps.")
+    if args.store:
+        _check_store(Path(args.store))
     known = Calibration.load(args.out) if Path(args.out).exists() else None
     if known is not None:
-        check_same(known, request, args.out)
+        check_same(known, {"num_steps": request.steps, "guidance": request.guidance}, args.out)
     pairs = [(prompt, seed) for prompt in prompts for seed in seeds]
     done = known.done if known else set()
     todo = [pair for pair in pairs if pair not in done]
@@ -82,13 +98,13 @@ def run(args: argparse.Namespace) -> int:
         print(describe(known) if known else "")
         return 0
     save = functools.partial(_save, args, pairs)
-    if cluster.asked(args):
-        calibration = _on_ray(args, request, todo, known, save)
+    if resources is not None:
+        calibration = _on_ray(args, resources, request, todo, known, save)
         print(describe(calibration))
         print(f"wrote {args.out}")
         return 0
     started = time.perf_counter()
-    recording = Recording(args, request)
+    recording = Recording(args, request, known)
     calibration = recording.calibrate(tqdm(todo, desc="calibrate", unit="run", dynamic_ncols=True), known, save)
     seconds = sum(recording.seconds.values())
     extra = (time.perf_counter() - started - recording.loading) / seconds - 1
@@ -97,14 +113,26 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-class Recording:
-    """A pipeline and how it is recorded; loading takes `loading` seconds, uncached runs `seconds` each."""
+def _check_store(folder: Path) -> None:
+    if not folder.is_dir():
+        raise NotADirectoryError(f"--store is {str(folder)!r}; expected a folder that exists.")
+    check_writable(folder, folder=True)
 
-    def __init__(self, args: argparse.Namespace, request: Request) -> None:
+
+class Recording:
+    """A pipeline and how it is recorded; loading takes `loading` seconds, uncached runs `seconds` each.
+
+    Raises:
+        ValueError: the calibration that is continued, `known`, is of another model, sampler or size.
+    """
+
+    def __init__(self, args: argparse.Namespace, request: Request, known: Calibration | None) -> None:
         started = time.perf_counter()
         self.args, self.request = args, request
         self.pipe = load_pipeline(args.model, args.device, args.dtype)
         self.pipe.set_progress_bar_config(disable=True)
+        if known is not None:
+            check_same(known, key_of(self.pipe, request), args.out)
         self.seconds: dict[tuple[str, int], float] = {}
         self.loading = time.perf_counter() - started
 
@@ -152,6 +180,7 @@ def _save(args: argparse.Namespace, pairs: list[tuple[str, int]], found: Calibra
 
 def _on_ray(
     args: argparse.Namespace,
+    resources: cluster.Resources,
     request: Request,
     todo: list[tuple[str, int]],
     known: Calibration | None,
@@ -159,9 +188,10 @@ def _on_ray(
 ) -> Calibration:
     """The runs, recorded by workers of a cluster; their calibrations are merged here, saved after every one."""
     calibration, failed = known, []
-    recorder = functools.partial(_recorder, cluster.for_workers(args, "model"), request)
+    flags = argparse.Namespace(**{**vars(args), "model": absolute(args.model)})
+    recorder = functools.partial(_recorder, flags, request, known and replace(known, runs=()))
     anchored = known is not None and any(run.anchors for run in known.runs)
-    with cluster.fleet(recorder, args) as (fleet, _):
+    with cluster.fleet(recorder, resources) as (fleet, _):
         jobs = [Job("run", (i, *pair), first=i == 0 and not anchored) for i, pair in enumerate(todo)]
         with tqdm(total=len(jobs), desc="calibrate", unit="run", dynamic_ncols=True) as bar:
 
@@ -180,29 +210,32 @@ def _on_ray(
     return calibration
 
 
-def _recorder(args: argparse.Namespace, request: Request) -> tuple[Recording, dict[str, Any]]:
+def _recorder(
+    args: argparse.Namespace, request: Request, known: Calibration | None
+) -> tuple[Recording, dict[str, Any]]:
     """What a worker makes once."""
-    recording = Recording(args, request)
+    recording = Recording(args, request, known)
     versions = {"stepcache": __version__, "torch": torch.__version__}
     return recording, {"versions": versions, "machine": str(recording.pipe.device)}
 
 
-def read_seeds(text: str) -> list[int]:
-    """Seeds from "0,1,2"; ValueError otherwise."""
-    try:
-        seeds = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ValueError(f"--seeds is {text!r}; expected whole numbers separated by commas, such as 0,1,2.") from None
-    if len(set(seeds)) != len(seeds):
-        raise ValueError(f"--seeds is {text!r}; each seed once.")
-    return seeds
+def key_of(pipe: Any, request: Request) -> dict[str, Any]:
+    """What a calibration of these runs will say of itself, known before the first of them."""
+    return {
+        "model": model_name(pipe),
+        "scheduler": type(pipe.scheduler).__name__,
+        "num_steps": request.steps,
+        "guidance": request.guidance,
+        "size": latent_size(pipe, request),
+    }
 
 
-def check_same(known: Calibration, request: Request, path: str) -> None:
-    """ValueError if an existing file is of another step count or guidance than what is asked for now."""
-    wanted = {"num_steps": request.steps, "guidance": request.guidance}
+def check_same(known: Calibration, wanted: dict[str, Any], path: str) -> None:
+    """ValueError if an existing file is of other runs than those asked for now."""
     found = [
-        f"{name} {getattr(known, name)} (asked for: {v})" for name, v in wanted.items() if getattr(known, name) != v
+        f"{name} {getattr(known, name)} (asked for: {value})"
+        for name, value in wanted.items()
+        if getattr(known, name) != value
     ]
     if found:
         raise ValueError(f"{path} is a calibration of {', '.join(found)}; choose another --out, or the same settings.")

@@ -10,7 +10,9 @@ calibration's closed form: see docs/planning.md for how far it holds).
 from __future__ import annotations
 
 import argparse
+import functools
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,11 +21,12 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from stepcache.commands.generate import request_from
-from stepcache.core.plan import BASES, Check, Plan
+from stepcache.commands.flags import Flags, add_device_flags, add_size_flags, request_from
 from stepcache.core.trajectory import BOUNDARIES
 from stepcache.files import check_writable, read_text
-from stepcache.measure.generation import load_pipeline, model_defaults, sample_latent
+from stepcache.hosts.diffusers import model_name
+from stepcache.measure.device import find_device
+from stepcache.measure.generation import latent_size, load_pipeline, pipeline_kind, sample_latent
 from stepcache.methods.magcache import RATIOS_SCHEMA, Ratios
 from stepcache.planning.calibration import Calibration
 from stepcache.planning.costs import (
@@ -38,89 +41,118 @@ from stepcache.planning.costs import (
 )
 from stepcache.planning.forecasts import forecasts, psnr_of
 from stepcache.planning.paths import OBJECTIVES
+from stepcache.planning.plan_file import PlanFile
 from stepcache.planning.refine import load_trials, refine, save_trials
 from stepcache.planning.replay import MeasuredEdges, measured_edges, rank_agreement, replays
+
+METHODS = ("hindsight", "lemica", "magcache")
+
 
 FEW_RUNS = 2
 """Below this many calibrated runs a plan may fit their accidents."""
 
 
+RUNNING = ("--refine", "--edges replay")
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `stepcache plan`."""
     parser.description = __doc__
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.set_defaults(run=run)
-    add = parser.add_argument
-    add(
+    flags = Flags(parser, _modes)
+    flags.add(
         "--calibration",
         required=True,
         metavar="FILE",
-        help="from stepcache calibrate, or --lemica_calibration of LeMiCa4Wan2.1; for --method magcache also ratios "
-        "from --magcache_calibration",
+        help="from stepcache calibrate, or --lemica_calibration of LeMiCa4Wan2.1; for --method magcache also ratios, "
+        "from generate --policy magcache-calibration:FILE or --magcache_calibration of MagCache4Wan2.1",
     )
-    add("--out", required=True, metavar="FILE", help="the plan, a JSON file")
+    flags.add("--out", required=True, metavar="FILE", help="the plan, a JSON file")
     goal = parser.add_mutually_exclusive_group(required=True)
-    goal.add_argument("--budget", type=int, help="computed steps")
-    goal.add_argument("--target-speedup", type=float, metavar="X", help="the largest budget with this ideal speed-up")
-    goal.add_argument(
-        "--target-psnr", type=float, metavar="DB", help="the smallest budget that is forecast to reach it"
+    flags.add("--budget", type=int, group=goal, help="computed steps")
+    flags.add(
+        "--target-speedup", type=float, metavar="X", group=goal, help="the largest budget with this ideal speed-up"
     )
-    add(
+    flags.add(
+        "--target-psnr", type=float, metavar="DB", group=goal, help="the smallest budget that is forecast to reach it"
+    )
+    flags.add(
         "--method",
-        choices=("hindsight", "lemica", "magcache"),
+        type=_method,
+        choices=METHODS,
         default="hindsight",
-        help="checked: ours (default); lemica and magcache: as published, with what was measured on this model",
+        help="hindsight: ours (default); lemica, magcache: as published, with what was measured on this model",
     )
-    group = parser.add_argument_group("hindsight")
-    group.add_argument(
-        "--mode",
-        choices=("hindsight", "static", "reuse"),
-        default="hindsight",
-        help="extrapolation under the self-check (default), extrapolation alone, or plain reuse",
-    )
-    group.add_argument("--bands", default=None, help="edges of the self-check's mean filters, such as 11,5 (default 5)")
-    group.add_argument("--basis", choices=BASES, help="what the self-check has gains for (default guidance)")
-    group.add_argument(
-        "--refine",
-        type=int,
-        default=0,
-        metavar="TRIALS",
-        help="try so many neighbouring schedules on the calibrated prompts, keep the one that serves the worst quarter "
-        "of them best (needs --model; one trial takes budget/steps of a calibration's time; resumes)",
-    )
-    group = parser.add_argument_group("lemica")
-    group.add_argument(
-        "--edges",
-        default="gram",
-        metavar="gram|replay|FILE",
-        help="the graph: in closed form (default); measured now by replays, exactly as published (needs --model, takes "
-        "hundreds of runs' time, resumes); or measured before",
-    )
-    group.add_argument("--boundary", choices=BOUNDARIES, default="output", help="where replays reuse (output)")
-    group.add_argument("--replay-runs", type=int, help="replay only the first so many calibrated runs (default: all)")
-    group.add_argument("--objective", choices=OBJECTIVES, default="lexminimax", help="of the path (lexminimax)")
-    group.add_argument("--gamma", type=float, default=2.0, help="exponent of the power objective (2)")
-    group = parser.add_argument_group("magcache")
-    group.add_argument("--magcache_K", type=int, default=2, help="most consecutive reused steps (2)")
-    group.add_argument("--retention_ratio", type=float, default=0.2, help="share computed at the start (0.2)")
-    group = parser.add_argument_group("running the model (--edges replay, --refine)")
-    group.add_argument("--model", metavar="DIR_OR_ID", help="the model that was calibrated")
-    group.add_argument("--negative_prompt", default="", help="as calibrated")
-    group.add_argument("--device", help="default: cuda if there is one, else cpu")
-    group.add_argument("--dtype", choices=("float32", "bfloat16", "float16"))
-    for name in ("height", "width", "num_frames"):
-        group.add_argument(f"--{name}", type=int, help="as calibrated; default: the model's")
-    add(
+    flags.add(
         "--longest",
         type=int,
         default=LONGEST_GAP,
+        needs=("--method hindsight", "--edges gram", "--edges replay"),
         help=f"most steps from one computed step to the next ({LONGEST_GAP})",
     )
+    _add_method_flags(flags)
+    group = flags.group("running the model (--edges replay, --refine)")
+    add = functools.partial(flags.add, group=group, needs=RUNNING)
+    add("--model", metavar="DIR_OR_ID", help="the model that was calibrated")
+    add("--negative_prompt", default="", help="as calibrated")
+    add_device_flags(flags, group=group, needs=RUNNING)
+    add_size_flags(flags, "as calibrated; default: the model's", group=group, needs=RUNNING)
+    instead = "hindsight forecasts and corrects in one way now; leave it out"
+    flags.add_gone({"--mode": instead, "--bands": instead, "--basis": instead})
+
+
+def _add_method_flags(flags: Flags) -> None:
+    flags.add(
+        "--refine",
+        type=int,
+        metavar="TRIALS",
+        group=flags.group("hindsight"),
+        needs="--method hindsight",
+        help="try so many neighbouring schedules on the calibrated prompts, keep the one that serves the worst quarter "
+        "of them best (needs --model; one trial takes budget/steps of a calibration's time; resumes)",
+    )
+    add = functools.partial(flags.add, group=flags.group("lemica"))
+    add(
+        "--edges",
+        default="gram",
+        metavar="gram|replay|FILE",
+        needs="--method lemica",
+        help="the graph: in closed form (default); measured now by replays, exactly as published (needs --model, takes "
+        "hundreds of runs' time, resumes); or measured before",
+    )
+    add("--boundary", choices=BOUNDARIES, default="output", needs="--edges replay", help="where replays reuse (output)")
+    add("--replay-runs", type=int, needs="--edges replay", help="replay only the first so many runs (default: all)")
+    add(
+        "--objective",
+        choices=OBJECTIVES,
+        default="lexminimax",
+        needs="--method lemica",
+        help="of the path (lexminimax)",
+    )
+    add("--gamma", type=float, default=2.0, needs="--objective power", help="exponent of the power objective (2)")
+    add = functools.partial(flags.add, group=flags.group("magcache"), needs="--method magcache")
+    add("--magcache_K", type=int, default=2, help="most consecutive reused steps (2)")
+    add("--retention_ratio", type=float, default=0.2, help="share computed at the start (0.2)")
+
+
+def _method(text: str) -> str:
+    if text == "checked":
+        raise argparse.ArgumentTypeError("checked is now called hindsight; write --method hindsight")
+    return text
+
+
+def _modes(args: argparse.Namespace) -> set[str]:
+    modes = {f"--method {args.method}"}
+    if args.method == "lemica":
+        modes |= {f"--edges {args.edges}", f"--objective {args.objective}"}
+    if args.method == "hindsight" and args.refine is not None:
+        modes.add("--refine")
+    return modes
 
 
 def run(args: argparse.Namespace) -> int:
     """Read, plan, say what is expected, save."""
-    check_writable(Path(args.out))
+    check_flags(args)
+    check_writable(args.out)
     if is_ratios(args.calibration):
         return run_on_ratios(args)
     calibration = Calibration.load(args.calibration)
@@ -128,18 +160,37 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"{args.calibration} holds no runs; calibrate first.")
     budget = budget_from(args, calibration)
     check_budget(budget, calibration.num_steps)
-    make = {"hindsight": checked, "lemica": lemica, "magcache": magcache}[args.method]
+    make = {"hindsight": hindsight, "lemica": lemica, "magcache": magcache}[args.method]
     plan = make(args, calibration, budget)
     if len(calibration.runs) < FEW_RUNS:
         note = f"planned from {len(calibration.runs)} run only; calibrate a few more prompts for a steadier plan"
         plan = replace(plan, notes=(*plan.notes, note))
     plan.save(args.out)
-    print(plan)
+    print(plan.text())
     error = float(plan_error(calibration, plan).mean())
     forecast = psnr_of(calibration, error)
     in_decibel = "" if forecast is None else f", about {forecast:.1f} dB"
-    print(f"forecast (open loop, no check): final latent off by {error:.2%}{in_decibel}; wrote {args.out}")
+    print(f"forecast (open loop): final latent off by {error:.2%}{in_decibel}; wrote {args.out}")
     return 0
+
+
+def check_flags(args: argparse.Namespace) -> None:
+    """ValueError for numbers out of range and for what is missing; said before anything is read."""
+    for name, least in (("--longest", 1), ("--replay-runs", 1), ("--refine", 1)):
+        value = getattr(args, name[2:].replace("-", "_"))
+        if value is not None and value < least:
+            raise ValueError(f"{name} is {value}; expected {least} or more.")
+    for name, value in (("--target-psnr", args.target_psnr), ("--gamma", args.gamma)):
+        if value is not None and not math.isfinite(value):
+            raise ValueError(f"{name} is {value}; expected a number.")
+    running = [flag for flag in RUNNING if flag in _modes(args)]
+    if not running:
+        return
+    if not args.model:
+        raise ValueError(f"{running[0]} needs --model, the model that was calibrated.")
+    pipeline_kind(args.model)
+    if args.device:
+        find_device(args.device)
 
 
 def is_ratios(path: str) -> bool:
@@ -165,7 +216,7 @@ def run_on_ratios(args: argparse.Namespace) -> int:
     plan = plan_magcache(ratios, budget, args.magcache_K, args.retention_ratio)
     plan = replace(plan, boundary="blocks")  # what --magcache_calibration measures: the block stack's residual
     plan.save(args.out)
-    print(f"{plan}\nwrote {args.out}")
+    print(f"{plan.text()}\nwrote {args.out}")
     return 0
 
 
@@ -200,23 +251,16 @@ def budget_at_speedup(args: argparse.Namespace, steps: int) -> int:
     return int(steps / args.target_speedup)
 
 
-def checked(args: argparse.Namespace, calibration: Calibration, budget: int) -> Plan:
+def hindsight(args: argparse.Namespace, calibration: Calibration, budget: int) -> PlanFile:
     """Our plan by the flags."""
-    check = Check()
-    if args.bands is not None:
-        check = replace(check, bands=bands_from(args.bands))
-    if args.basis is not None:
-        check = replace(check, basis=args.basis)
-    plan = plan_hindsight(calibration, budget, mode=args.mode, longest=args.longest, check=check)
-    if args.refine < 0:
-        raise ValueError(f"--refine is {args.refine}; expected 0 (none) or a number of trials.")
-    return refined(args, calibration, plan) if args.refine else plan
+    plan = plan_hindsight(calibration, budget, longest=args.longest)
+    return plan if args.refine is None else refined(args, calibration, plan)
 
 
-def refined(args: argparse.Namespace, calibration: Calibration, plan: Plan) -> Plan:
+def refined(args: argparse.Namespace, calibration: Calibration, plan: PlanFile) -> PlanFile:
     """The plan after closed-loop trials; OUT.trials.json holds what is done, and is gone on with."""
     path = Path(args.out).with_suffix(".trials.json")
-    key = {"start": plan.computed, "runs": [(r.prompt, r.seed) for r in calibration.runs], "method": plan.method}
+    key = {"start": plan.plan.computed, "runs": [(r.prompt, r.seed) for r in calibration.runs], "method": plan.method}
     known = load_trials(path, key)
     pipe, sample = runner(args, calibration)
     truths = {}
@@ -233,50 +277,48 @@ def refined(args: argparse.Namespace, calibration: Calibration, plan: Plan) -> P
             save=lambda done: save_trials(path, done, key),
             progress=bar.update,
         )
-    first = next(t for t in trials if t.computed == plan.computed)
+    first = next(t for t in trials if t.computed == plan.plan.computed)
     print(
         f"{len(trials)} schedules tried: worst quarter {first.score:.1f} dB before, "
         f"{dict(found.figures)['measured_snr_worst_quarter_db']:.1f} dB after (latent signal to noise)"
     )
-    return replace(found, errors=plan.errors if found.computed == plan.computed else ())
+    return replace(found, errors=plan.errors if found.plan.computed == plan.plan.computed else ())
 
 
 def runner(args: argparse.Namespace, calibration: Calibration) -> tuple[Any, Callable[[str, int], torch.Tensor]]:
-    """The calibrated model's pipeline, and a function that runs it as it was calibrated."""
-    if not args.model:
-        raise ValueError("this needs --model, the model that was calibrated.")
+    """The calibrated model's pipeline, and a function that runs it as it was calibrated.
+
+    Raises:
+        ValueError: the model or the size is not the calibrated one.
+    """
     guidance = 1.0 if calibration.guidance is None else calibration.guidance
     flags = argparse.Namespace(**{**vars(args), "steps": calibration.num_steps, "guidance": guidance})
-    request = request_from(flags, model_defaults(args.model))
+    request = request_from(flags)
     pipe = load_pipeline(args.model, args.device, args.dtype)
     pipe.set_progress_bar_config(disable=True)
+    asked = {"model": model_name(pipe), "size": latent_size(pipe, request)}
+    known = {name: getattr(calibration, name) for name in asked}
+    if found := [f"{name} {known[name]} (here: {value})" for name, value in asked.items() if known[name] != value]:
+        raise ValueError(f"{args.calibration} is a calibration of {', '.join(found)}; run it as it was calibrated.")
     return pipe, lambda prompt, seed: sample_latent(pipe, replace(request, prompt=prompt, seed=seed))
 
 
-def bands_from(text: str) -> tuple[int, ...]:
-    """Filter edges from "11,5"; "" or "none" is one band."""
-    try:
-        return tuple(int(part) for part in text.split(",")) if text not in ("", "none") else ()
-    except ValueError:
-        raise ValueError(f"--bands is {text!r}; expected odd numbers separated by commas, such as 11,5.") from None
-
-
-def magcache(args: argparse.Namespace, calibration: Calibration, budget: int) -> Plan:
+def magcache(args: argparse.Namespace, calibration: Calibration, budget: int) -> PlanFile:
     """MagCache's plan from the calibration's own ratios."""
     plan = plan_magcache(magcache_ratios(calibration), budget, args.magcache_K, args.retention_ratio)
     return finished(calibration, plan)
 
 
-def lemica(args: argparse.Namespace, calibration: Calibration, budget: int) -> Plan:
+def lemica(args: argparse.Namespace, calibration: Calibration, budget: int) -> PlanFile:
     """LeMiCa's plan by the flags, and how well the closed form agrees with measured edges."""
-    closed = gram_edges(calibration, args.longest)
     settings = {"objective": args.objective, "gamma": args.gamma}
     if args.edges == "gram":
+        closed = gram_edges(calibration, args.longest)
         source = "LeMiCa's graph (arXiv 2511.00090) in closed form"
         return plan_lemica(calibration, budget, closed, source=source, **settings)
     measured = replayed(args, calibration) if args.edges == "replay" else MeasuredEdges.load(args.edges)
     measured.check(calibration)
-    mean = measured.mean()
+    closed, mean = gram_edges(calibration, measured.longest), measured.mean()
     print(f"closed form and measured edges: rank correlation {rank_agreement(closed, mean):.3f} over {len(mean)} edges")
     source = f"LeMiCa's graph (arXiv 2511.00090), {len(mean)} edges measured over {len(measured.runs)} run(s)"
     return replace(plan_lemica(calibration, budget, mean, source=source, **settings), boundary=measured.boundary)

@@ -7,15 +7,16 @@ import difflib
 import json
 from dataclasses import asdict
 
+from stepcache.commands.flags import Flags
 from stepcache.methods.presets import all_presets
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `stepcache presets`."""
     parser.description = __doc__
-    parser.set_defaults(run=run)
-    parser.add_argument("filter", nargs="?", default="", help="only models and methods that contain this, e.g. wan2.1")
-    parser.add_argument("--json", action="store_true", help="as JSON")
+    flags = Flags(parser)
+    flags.add("filter", nargs="?", default="", help="only models and methods that contain this, e.g. wan2.1")
+    flags.add("--json", action="store_true", default=False, help="as JSON")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -9,15 +9,17 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from stepcache.core.plan import Plan
+from stepcache.commands.flags import Flags
 from stepcache.files import check_writable, read_text
+from stepcache.hindsight.forecast import order_one
+from stepcache.measure.drawing import LINE, colour, drawing, save
 from stepcache.planning.calibrate import describe
 from stepcache.planning.calibration import CALIBRATION_SCHEMA, Calibration
 from stepcache.planning.forecasts import Forecast, forecasts, knee
+from stepcache.planning.plan_file import PlanFile
 
 BAR = 40
 """Width of the widest bar, in characters."""
@@ -26,10 +28,9 @@ BAR = 40
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `stepcache show`."""
     parser.description = __doc__
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.set_defaults(run=run)
-    parser.add_argument("file", help="a plan or a calibration")
-    parser.add_argument("--out", metavar="FILE", help="also draw it: a name ending in .png or .svg")
+    flags = Flags(parser)
+    flags.add("file", help="a plan or a calibration")
+    flags.add("--out", metavar="FILE", help="also draw it: a name ending in .png or .svg")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         print(curve_text(curve))
         draw = lambda: draw_calibration(calibration, curve, args.out)  # noqa: E731
     else:
-        plan = Plan.load(args.file)
+        plan = PlanFile.load(args.file)
         print(plan_text(plan))
         draw = lambda: draw_plan(plan, args.out)  # noqa: E731
     if args.out:
@@ -59,24 +60,18 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def plan_text(plan: Plan) -> str:
-    """Timeline, key, and one line a reused step: sources, weights, predicted error."""
-    lines = [str(plan)]
+def plan_text(plan: PlanFile) -> str:
+    """Timeline, key, and one line a skipped step: sources, weights, predicted error."""
+    lines = [plan.text()]
     names = ("scheduler", "shift", "guidance", "guidance_range", "boundary", "source")
     lines += [f"  {name}: {value}" for name in names if (value := getattr(plan, name)) not in (None, "")]
-    if plan.check is not None:
-        bands = f"mean filters {', '.join(map(str, plan.check.bands))}" if plan.check.bands else "one band"
-        lines.append(f"  self-check: {bands}, average {plan.check.average:g}, basis {plan.check.basis}")
-    if plan.hindsight:
-        feedback = ", ".join(f"{f:g}" for f in plan.hindsight.feedback)
-        lines.append(f"  looks back: feedback {feedback}, knee {plan.hindsight.knee:g}, floor {plan.hindsight.floor:g}")
     lines += [f"  {name}: {value:.4g}" for name, value in plan.figures]
-    errors, rows = dict(plan.errors), dict(plan.weights)
+    errors, rows = dict(plan.errors), dict(plan.plan.weights)
     widest = max(errors.values(), default=0.0) or 1.0
     lines.append("  step  predicted from (weights)               relative error of the output")
-    for step in plan.reused:
-        weights = rows.get(step, (1.0,))
-        sources = [k for k in plan.computed if k < step][::-1]
+    for step in plan.plan.skipped:
+        sources = [k for k in plan.plan.computed if k < step][::-1]
+        weights = order_one(step, sources) if plan.method == "hindsight" else rows.get(step, (1.0,))
         made_of = " ".join(f"{k}:{w:+.3f}" for k, w in zip(sources, weights, strict=False))
         error = f"{errors[step]:.4f} {'█' * round(BAR * errors[step] / widest)}" if step in errors else ""
         lines.append(f"  {step:>4}  {made_of:38} {error}".rstrip())
@@ -87,65 +82,49 @@ def curve_text(curve: list[Forecast]) -> str:
     """One line a budget: error, PSNR forecast, bar; the knee is marked."""
     best = knee(curve)
     widest = max(f.error for f in curve) or 1.0
-    lines = ["  budget  speed-up  final latent off by  about PSNR   (open loop, before the self-check)"]
+    lines = ["  budget  speed-up  final latent off by  about PSNR   (open loop)"]
     for f in curve:
         psnr = "" if f.psnr is None or not np.isfinite(f.psnr) else f"{f.psnr:.1f} dB"
         mark = "  <- knee" if f is best else ""
         bar = "█" * round(BAR * f.error / widest)
-        lines.append(f"  {f.budget:>6}  {f.plan.ideal_speedup:>7.2f}x  {f.error:>19.3%}  {psnr:>10}   {bar}{mark}")
+        lines.append(f"  {f.budget:>6}  {f.plan.plan.ideal_speedup:>7.2f}x  {f.error:>19.3%}  {psnr:>10}   {bar}{mark}")
     return "\n".join(lines)
 
 
-def draw_plan(plan: Plan, path: str) -> None:
+def draw_plan(plan: PlanFile, path: str) -> None:
     """Timeline above the predicted error of every step."""
-    plt = _matplotlib()
-    figure, (top, bottom) = plt.subplots(2, 1, figsize=(9, 4), height_ratios=(1, 4), sharex=True, layout="constrained")
-    top.bar(plan.computed, 1, width=0.9, color="#2b6cb0", label="computed")
-    top.bar(plan.reused, 1, width=0.9, color="#e2e8f0", label="predicted")
-    top.set(yticks=[])
-    top.set_title(plan.describe(), fontsize="medium")
-    top.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
-    steps, errors = ([e[i] for e in plan.errors] for i in (0, 1))
-    bottom.bar(steps, errors, width=0.9, color="#dd6b20")
-    bottom.set(xlabel="step", ylabel="relative error of the output")
-    _save(figure, path)
+    with drawing() as make:
+        figure = make(figsize=(9, 4.4), layout="constrained")
+        top, bottom = figure.subplots(2, 1, height_ratios=(1, 4), sharex=True)
+        top.bar(plan.plan.computed, 1, width=0.9, color=colour(0), label="computed")
+        top.bar(plan.plan.skipped, 1, width=0.9, color=LINE, label="skipped")
+        top.set(yticks=[])
+        figure.suptitle(plan.describe(), fontsize=11)
+        top.legend(loc="upper left", bbox_to_anchor=(1, 1))
+        steps, errors = ([e[i] for e in plan.errors] for i in (0, 1))
+        bottom.bar(steps, errors, width=0.9, color=colour(6))
+        bottom.set(xlabel="step", ylabel="relative error of the output")
+        save(figure, path)
 
 
 def draw_calibration(calibration: Calibration, curve: list[Forecast], path: str) -> None:
-    """The trade-off curve with its knee, and magnitude ratios and transformation rates over the steps."""
-    plt = _matplotlib()
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    """The trade-off curve with its knee, and magnitude ratios over the steps."""
     shown, best = [f for f in curve if f.error > 0], knee(curve)
-    left.semilogy([f.budget for f in shown], [f.error for f in shown], ".-", color="#2b6cb0")
-    left.plot([best.budget], [best.error], "o", color="#dd6b20", label=f"knee: {best.budget} steps")
-    left.set(xlabel="computed steps", ylabel="relative error of the final latent", title="forecast, open loop")
-    left.legend(frameon=False)
-    steps = np.arange(1, calibration.num_steps)
-    for branch in calibration.branches:
-        ratios = np.stack([run.magnitude[branch][1:, 0] for run in calibration.runs])
-        right.plot(steps, ratios.mean(0), label=f"{branch}: magnitude ratio")
-        right.fill_between(steps, ratios.min(0), ratios.max(0), alpha=0.2)
-    right.set(xlabel="step", title=f"{calibration.model}, {len(calibration.runs)} run(s)")
-    right.legend(frameon=False)
-    _save(figure, path)
-
-
-def _matplotlib() -> Any:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ImportError("drawing needs matplotlib: pip install 'stepcache[report]'.") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
-
-
-def _save(figure: Any, path: str) -> None:
-    target = Path(path)
-    temporary = target.with_name(f".{target.stem}.tmp{target.suffix}")
-    try:
-        figure.savefig(temporary, dpi=150)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with drawing() as make:
+        figure = make(figsize=(12, 4.8), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        left.semilogy([f.budget for f in shown], [f.error for f in shown], ".-", color=colour(0))
+        left.plot([best.budget], [best.error], "o", color=colour(6), label=f"knee: {best.budget} steps")
+        left.set(xlabel="computed steps", ylabel="relative error of the final latent", title="forecast, open loop")
+        left.yaxis.set_major_formatter("{x:g}")
+        left.yaxis.set_minor_formatter("")
+        left.legend()
+        steps = np.arange(1, calibration.num_steps)
+        for number, branch in enumerate(calibration.branches):
+            ratios = np.stack([run.magnitude[branch][1:, 0] for run in calibration.runs])
+            right.plot(steps, ratios.mean(0), color=colour(number), label=f"{branch}: magnitude ratio")
+            right.fill_between(steps, ratios.min(0), ratios.max(0), color=colour(number), alpha=0.2, linewidth=0)
+        right.set(xlabel="step", title="change of the output's magnitude")
+        figure.suptitle(f"{calibration.model}, {len(calibration.runs)} run(s)", fontsize=11)
+        right.legend()
+        save(figure, path)

@@ -1,17 +1,169 @@
-"""What a run did: computed and reused steps, times, memory, warnings."""
+"""What a run did: computed and skipped steps, times, memory, warnings."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from stepcache.core.plan import Plan, timeline
+from stepcache.core.plan import timeline
+
+if TYPE_CHECKING:
+    from stepcache.core.plan import Plan
+    from stepcache.core.strategy import Strategy
+    from stepcache.core.trajectory import Trajectory
 
 FEW_STEPS = 10
-"""Below this many steps neighbouring evaluations differ so much that reuse rarely pays (see docs/methods.md)."""
+"""Below this many steps neighbouring evaluations differ so much that skipping rarely pays (see docs/methods.md)."""
+MOST_LINES = 6
+"""Branches that a printed summary lists."""
+
+
+@dataclass(frozen=True)
+class BranchSummary:
+    """Steps computed and skipped in one branch, as indices."""
+
+    name: str
+    computed: tuple[int, ...]
+    skipped: tuple[int, ...]
+
+
+@dataclass
+class RunSummary:
+    """What a run did, or did so far. Seconds are wall time; a step's time is that of all its calls together.
+
+    Args:
+        policy, boundary, run, strategy: what was asked for, and what decided.
+        forced: (step, branch) computed although the policy would have skipped them.
+        cache_bytes: the most that was held between steps.
+    """
+
+    policy: str
+    boundary: str
+    run: Trajectory
+    strategy: Strategy
+    forced: tuple[tuple[int, str], ...] = ()
+    cache_bytes: int = 0
+    _branches: dict[str, tuple[list[int], list[int]]] = field(default_factory=dict)  # computed, skipped
+    _spans: list[tuple[bool, int, Any, Any]] = field(default_factory=list)  # computed, step, begin and end of a call
+    _changed: set[int] = field(default_factory=set)
+    _finite: list[tuple[int, torch.Tensor]] = field(default_factory=list)
+    _beyond: int = 0
+
+    def call(self, step: int, branch: str, computed: bool, forced: bool) -> None:
+        """A call is computed or skipped."""
+        if step >= self.run.num_steps:
+            self._beyond += 1
+            return
+        self._branches.setdefault(branch, ([], []))[0 if computed else 1].append(step)
+        self.forced += ((step, branch),) * forced
+
+    def hold(self, tensors: list[torch.Tensor]) -> None:
+        """These are held between steps; a tensor held under two names weighs once."""
+        storages = [t.untyped_storage() for t in tensors]
+        self.cache_bytes = max(self.cache_bytes, sum({s.data_ptr(): s.nbytes() for s in storages}.values()))
+
+    @property
+    def num_steps(self) -> int:
+        """Of the run."""
+        return self.run.num_steps
+
+    @property
+    def plan(self) -> Plan | None:
+        """What was followed, if the decisions were known beforehand."""
+        return self.strategy.plan
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was done beside what was asked for."""
+        return self.strategy.notes
+
+    @property
+    def branches(self) -> tuple[BranchSummary, ...]:
+        """In the order in which they were first seen."""
+        return tuple(BranchSummary(name, tuple(c), tuple(s)) for name, (c, s) in self._branches.items())
+
+    @property
+    def computed(self) -> tuple[int, ...]:
+        """Steps at which at least one branch was computed."""
+        return tuple(sorted({k for b in self.branches for k in b.computed}))
+
+    @property
+    def skipped(self) -> tuple[int, ...]:
+        """Steps at which no branch was computed."""
+        return tuple(sorted({k for b in self.branches for k in b.skipped} - set(self.computed)))
+
+    @property
+    def ideal_speedup(self) -> float:
+        """Steps over computed steps."""
+        return (len(self.computed) + len(self.skipped)) / max(1, len(self.computed))
+
+    @property
+    def loop_seconds(self) -> float:
+        """From the first call of the transformer to the end of the last one, samplers included."""
+        return elapsed(self._spans[0][2], self._spans[-1][3]) if self._spans else 0.0
+
+    @property
+    def seconds_per_computed_step(self) -> float | None:
+        """A mean; steps of both kinds and the first, which warms caches up, do not count."""
+        return self._seconds(True)
+
+    @property
+    def seconds_per_skipped_step(self) -> float | None:
+        """Likewise."""
+        return self._seconds(False)
+
+    def _seconds(self, kind: bool) -> float | None:
+        times: dict[int, float] = {}
+        other = {step for computed, step, _, _ in self._spans if computed != kind}
+        for computed, step, begin, end in self._spans:
+            if computed == kind and step and step not in other:
+                times[step] = times.get(step, 0.0) + elapsed(begin, end)
+        return sum(times.values()) / len(times) if times else None
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a reader should know of the run; on CUDA this waits for what is under way."""
+        return (*self.run.remarks, *self._observed(), *self.strategy.warnings())
+
+    def _observed(self) -> Iterator[str]:
+        steps, skips = self.run.num_steps, self.strategy.skips
+        infinite = [step for step, finite in self._finite if not bool(finite)]
+        if not self._spans:
+            yield "no call of the transformer was seen: nothing has run yet, or it was replaced meanwhile"
+        elif infinite:
+            yield f"the model's output was not finite at step {infinite[0]}; it was passed through"
+        elif skips and not self.skipped:
+            yield "no step was skipped: the settings never allowed it"
+        if 0 < steps < FEW_STEPS and skips:
+            yield f"only {steps} steps: neighbouring steps differ too much for skipping to make sense"
+        if self._changed:
+            where = ", ".join(map(str, sorted(self._changed)))
+            yield f"the latent or the batch changed its shape at step {where}; the method started anew there"
+        if self.forced:
+            yield f"{len(self.forced)} calls were computed because there was nothing to predict them from"
+        if self._beyond:
+            yield f"{self._beyond} calls came after the last of {steps} steps; they were computed"
+
+    def __str__(self) -> str:
+        done, steps = len(self.computed), len(self.computed) + len(self.skipped)
+        lines = [
+            f"{self.policy}, boundary {self.boundary}: computed {done} of {steps} steps, "
+            f"skipped {steps - done}; ideal speed-up {self.ideal_speedup:.2f}x",
+            timeline(steps, self.computed),
+        ]
+        for b in self.branches[:MOST_LINES]:
+            lines.append(f"  {b.name}: computed {len(b.computed)}, skipped {len(b.skipped)}")
+        lines.append(f"  loop {self.loop_seconds:.2f} s; cache {self.cache_bytes / 2**20:.2f} MiB at most")
+        computed, skipped = self.seconds_per_computed_step, self.seconds_per_skipped_step
+        if computed and skipped is not None:
+            share = 100 * skipped / computed
+            lines.append(f"  a computed step took {1000 * computed:.1f} ms, a skipped one {share:.1f} % of it")
+        lines += [f"  note: {note}" for note in self.notes] + [f"  warning: {w}" for w in self.warnings]
+        return "\n".join(lines)
 
 
 def timestamp(x: torch.Tensor) -> Any:
@@ -23,109 +175,9 @@ def timestamp(x: torch.Tensor) -> Any:
     return time.perf_counter()
 
 
-def elapsed(start: Any, stop: Any) -> float:
-    if isinstance(start, float):
-        return float(stop - start)
-    stop.synchronize()
-    return float(start.elapsed_time(stop)) / 1000
-
-
-@dataclass(frozen=True)
-class BranchSummary:
-    """Steps computed and reused in one branch, as indices."""
-
-    name: str
-    computed: tuple[int, ...]
-    reused: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class RunSummary:
-    """What a run did. Seconds are wall time; a step's time is that of all its branches together.
-
-    `loop_seconds` runs from the first call of the transformer to the end of the last one, schedulers included.
-    `forced` are (step, branch) computed because what the reuse needed was not there. `cache_bytes` is the peak.
-    `plan` is what was followed, if the decisions were known beforehand.
-    """
-
-    policy: str
-    boundary: str
-    num_steps: int
-    branches: tuple[BranchSummary, ...]
-    forced: tuple[tuple[int, str], ...]
-    loop_seconds: float
-    seconds_per_computed_step: float | None
-    seconds_per_reused_step: float | None
-    cache_bytes: int
-    warnings: tuple[str, ...]
-    plan: Plan | None = None
-
-    @property
-    def computed(self) -> tuple[int, ...]:
-        """Steps at which at least one branch was computed."""
-        return tuple(sorted({k for b in self.branches for k in b.computed}))
-
-    @property
-    def reused(self) -> tuple[int, ...]:
-        """Steps that were predicted in every branch."""
-        return tuple(sorted({k for b in self.branches for k in b.reused} - set(self.computed)))
-
-    @property
-    def ideal_speedup(self) -> float:
-        """Steps over computed steps."""
-        return (len(self.computed) + len(self.reused)) / max(1, len(self.computed))
-
-    def __str__(self) -> str:
-        done, steps = len(self.computed), len(self.computed) + len(self.reused)
-        lines = [
-            f"{self.policy}, boundary {self.boundary}: computed {done} of {steps} steps, "
-            f"reused {len(self.reused)}; ideal speed-up {self.ideal_speedup:.2f}x",
-            timeline(steps, self.computed),
-            *(f"  {b.name}: computed {len(b.computed)}, reused {len(b.reused)}" for b in self.branches),
-            f"  loop {self.loop_seconds:.2f} s; cache {self.cache_bytes / 2**20:.2f} MiB at most",
-        ]
-        if self.seconds_per_computed_step and self.seconds_per_reused_step is not None:
-            share = 100 * self.seconds_per_reused_step / self.seconds_per_computed_step
-            milliseconds = 1000 * self.seconds_per_computed_step
-            lines.append(f"  a computed step took {milliseconds:.1f} ms, a reused one {share:.1f} % of it")
-        lines += [f"  note: {note}" for note in (self.plan.notes if self.plan else ())]
-        return "\n".join([*lines, *(f"  warning: {w}" for w in self.warnings)])
-
-
-def _summarise(cache: Any) -> RunSummary:
-    branches = tuple(BranchSummary(b.name, tuple(b.computed), tuple(b.reused)) for b in cache._branches)
-    spans = cache._spans
-    loop = elapsed(spans[0][2], spans[-1][3]) if spans else 0.0
-    per_step: dict[bool, dict[int, float]] = {True: {}, False: {}}
-    for computed, step, start, stop in spans[1:]:  # the first call warms caches and allocators up
-        per_step[computed][step] = per_step[computed].get(step, 0.0) + elapsed(start, stop)
-    mixed = set(per_step[True]) & set(per_step[False])
-    mean = {
-        kind: sum(times) / len(times) if (times := [s for k, s in steps.items() if k not in mixed and k > 0]) else None
-        for kind, steps in per_step.items()
-    }
-    warnings = list(cache.run.remarks) if cache.run else []
-    num_steps = cache.run.num_steps if cache.run else 0
-    if spans and cache._expects_reuse and not any(b.reused for b in branches):
-        warnings.append("no step was reused: the settings never allowed it")
-    if not spans:
-        warnings.append("no call of the transformer was seen: nothing has run yet, or it was replaced meanwhile")
-    if 0 < num_steps < FEW_STEPS and cache._expects_reuse:
-        warnings.append(f"only {num_steps} steps: neighbouring steps differ too much for reuse to make sense")
-    if cache._not_back:
-        warnings.append(f"missed outputs are not put right in hindsight: {cache._not_back}")
-    if cache._forced:
-        warnings.append(f"{len(cache._forced)} calls were computed because their branch had nothing to reuse yet")
-    return RunSummary(
-        policy=str(cache.policy),
-        boundary=cache.boundary,
-        num_steps=num_steps,
-        branches=branches,
-        forced=tuple(cache._forced),
-        loop_seconds=loop,
-        seconds_per_computed_step=mean[True],
-        seconds_per_reused_step=mean[False],
-        cache_bytes=cache._peak_bytes,
-        warnings=tuple(warnings),
-        plan=cache._plan,
-    )
+def elapsed(begin: Any, end: Any) -> float:
+    """Seconds between two `timestamp`s."""
+    if isinstance(begin, float):
+        return float(end - begin)
+    end.synchronize()
+    return float(begin.elapsed_time(end)) / 1000

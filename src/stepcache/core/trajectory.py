@@ -7,26 +7,28 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Boundary = Literal["output", "blocks"]
-
-
 BOUNDARIES = ("output", "blocks")
-
-
 Modulation = Callable[[float], tuple[Any, Any]]
 """timestep -> (time embedding e, its projection e0), the tensors that modulate the blocks: what TeaCache measures."""
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """One run of the denoising loop, as the host sees it: what a plan is checked against.
+    """What a host knows of a run before its first step. `None` means: not known, so not checked.
 
-    `num_steps` is the number of evaluations of the loop, `model` the host's name for the transformer (a published
-    name when its configuration is recognised, else its structure), `timesteps` the scheduler's, if known. `None`
-    means: not known to the host, so not checked.
-
-    `handover` is the first step of a second transformer that shares the run (Wan2.2's low-noise expert), `modulation`
-    gives what the model makes of a timestep, `remarks` are the host's reasons to doubt that reuse will do well here.
-    `response` gives the sampler's (`sampler.response`); it is asked for before the first step, if at all.
+    Args:
+        num_steps: evaluations of the denoising loop, S.
+        model: the host's name for the transformer: a published name when its configuration is recognised, else its
+            structure.
+        shift: of the noise levels (flow matching).
+        guidance: the guidance scale that acts: 1 where there is none, `None` where it is not known.
+        timesteps: the scheduler's.
+        boundary: where a reused output is put in.
+        handover: first step of a second transformer (Wan2.2's low-noise expert).
+        modulation: what the model makes of a timestep.
+        remarks: the host's reasons to doubt that skipping steps will do well here.
+        scheduler: the sampler's class name.
+        sampler: what steps with the guided outputs, its timesteps set.
     """
 
     num_steps: int
@@ -39,4 +41,4 @@ class Trajectory:
     modulation: Modulation | None = None
     remarks: tuple[str, ...] = ()
     scheduler: str | None = None
-    response: Callable[[], Any] | None = None
+    sampler: Any = None

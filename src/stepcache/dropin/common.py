@@ -8,57 +8,44 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from stepcache.core.plan import Plan
-from stepcache.core.trajectory import Trajectory
-from stepcache.methods.fixed import Fixed
+from stepcache.files import check_writable
+
+RENAMED = {
+    "--lemica_predict": "LeMiCa reuses, as published; what predicted is a script of its own, hindsight_generate.py",
+    "--lemica_calibration": "it is --calibration of hindsight_generate.py now",
+}
+"""Flags of earlier versions, and what became of them."""
 
 
-def add_boundary(group: argparse._ArgumentGroup) -> None:
-    """The flag all drop-ins have: where reuse is applied."""
-    group.add_argument(
-        "--boundary",
-        choices=("output", "blocks"),
-        default="output",
-        help="reuse the transformer's output (default), or the block stack's residual, as LeMiCa's and MagCache's "
-        "published code does",
-    )
+def add_boundary(group: argparse._ArgumentGroup, default: str) -> None:
+    """Where reuse is applied. The flag's own default is `None`, so that it shows whether it was given."""
+    what = f"reuse the residual of the block stack, or the transformer's output (default {default}, as published)"
+    group.add_argument("--boundary", choices=("blocks", "output"), help=what)
 
 
-def add_resample(group: argparse._ArgumentGroup) -> None:
-    """The flag of LeMiCa's drop-ins that delegate."""
-    group.add_argument(
-        "--lemica_resample",
-        action="store_true",
-        help="allow other budgets and step counts, resampled from the published",
-    )
+def without_effect(own: argparse.Namespace, names: tuple[str, ...], why: str) -> None:
+    """ValueError if one of these flags was given."""
+    for name in names:
+        if getattr(own, name, None) not in (None, False):
+            raise ValueError(f"--{name} has no effect {why}.")
 
 
-def add_predict(group: argparse._ArgumentGroup) -> None:
-    """The flags of LeMiCa's drop-ins that choose how reused steps are predicted, and by which plan."""
-    group.add_argument(
-        "--lemica_predict",
-        choices=("reuse", "hindsight"),
-        default="reuse",
-        help="repeat the last output, as published (reuse), or extrapolate it under a self-check (checked)",
-    )
-    group.add_argument("--plan", metavar="FILE", help="follow a plan made by `stepcache plan`, instead of a table")
+def parsed(flags: argparse.ArgumentParser) -> tuple[argparse.Namespace, list[str]]:
+    """Our own flags, and all others for upstream; flags of earlier versions end here with a sentence."""
+    own, rest = flags.parse_known_args()
+    for word in rest:
+        if (name := word.split("=")[0]) in RENAMED:
+            fail(f"{name} is gone: {RENAMED[name]}.")
+    return own, rest
 
 
-def planned(
-    path: str,
-    model: str | None,
-    steps: int | None,
-    resample: bool,
-    shift: float | None = None,
-    guidance: float | None = None,
-) -> Fixed:
-    """The policy that follows a plan file, checked against what is known of the run (`None`: not yet).
+def checked_file(name: str) -> str:
+    """The name of a file to write, found writable before the work (OSError).
 
-    ValueError, FileNotFoundError.
+    A name such as 10:53.mp4 would be taken for the address of a protocol by video writers: a leading ./ prevents that.
     """
-    policy = Fixed(Plan.load(path), resample)
-    policy.begin(Trajectory(policy.decided.num_steps if steps is None else steps, model, shift, guidance))
-    return policy
+    check_writable(Path(name))
+    return f"./{name}" if ":" in name and not os.path.dirname(name) else name
 
 
 def fail(message: str) -> NoReturn:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 
-from stepcache.core.cache import Policy
+from stepcache.core.strategy import Policy
 from stepcache.dropin.common import add_boundary
 from stepcache.dropin.wan21 import launch
 from stepcache.methods.easycache import EasyCache
@@ -15,7 +15,8 @@ from stepcache.methods.easycache import EasyCache
 
 def choose(own: argparse.Namespace, args: argparse.Namespace) -> tuple[Policy | None, str]:
     """EasyCache needs no table: any task, any step count."""
-    return EasyCache(own.thresh, own.ret_steps, own.boundary), f"easycache{own.thresh:g}"
+    policy = EasyCache(own.thresh, own.ret_steps, own.boundary or "output")
+    return policy, f"easycache{own.thresh:g}_{policy.boundary}"
 
 
 def flags() -> argparse.ArgumentParser:
@@ -26,13 +27,13 @@ def flags() -> argparse.ArgumentParser:
         "--thresh", type=float, default=0.05, help="accumulated change that ends reuse; larger is faster (default 0.05)"
     )
     group.add_argument("--ret_steps", type=int, default=10, help="steps computed at the start (default 10)")
-    add_boundary(group)
+    add_boundary(group, "output")
     return parser
 
 
 def main() -> None:
     """Parse, choose, run upstream."""
-    launch(flags(), choose)
+    launch(flags(), choose, {"thresh is": "--thresh is", "ret_steps is": "--ret_steps is"})
 
 
 if __name__ == "__main__":

@@ -9,43 +9,60 @@ Without --use_magcache (or --magcache_calibration) it is upstream's generate.py,
 from __future__ import annotations
 
 import argparse
-import os
+from pathlib import Path
 
-from stepcache.core.cache import Policy
-from stepcache.dropin.common import add_boundary, fail, say
+from stepcache.core.strategy import Policy
+from stepcache.core.trajectory import Boundary
+from stepcache.dropin.common import add_boundary, fail, leads, say, without_effect
 from stepcache.dropin.wan21 import KIN, launch
+from stepcache.files import check_writable
 from stepcache.methods.magcache import MagCache, MagCacheCalibration, Ratios
 from stepcache.methods.magcache_ratios import RATIOS
 
 CALIBRATION = MagCacheCalibration()
+SETTINGS = ("magcache_thresh", "magcache_K", "retention_ratio", "magcache_interp", "boundary")
+DEFAULTS = (0.12, 2, 0.2)
+"""Threshold, K and retention ratio of the original script."""
 
 
 def choose(own: argparse.Namespace, args: argparse.Namespace) -> tuple[Policy | None, str]:
-    """Calibration wins over use, as in the original script."""
+    """What was asked for, checked against the run before anything is loaded."""
+    name = f"wan2.1-{args.task}"
     if own.magcache_calibration:
+        without_effect(own, ("use_magcache", *SETTINGS), "with --magcache_calibration, which computes every step")
         if args.ulysses_size * args.ring_size > 1:
             raise ValueError(
                 "with sequence parallelism a rank sees only its own tokens; calibrate with --ulysses_size 1."
             )
+        own.magcache_ratios = own.magcache_ratios or f"magcache_ratios_{name}_{args.sample_steps}.json"
+        check_writable(Path(own.magcache_ratios))
         return CALIBRATION, "magcache_calibration"
     if not own.use_magcache:
+        without_effect(own, ("magcache_ratios", *SETTINGS), "without --use_magcache")
         return None, ""
-    name = table = f"wan2.1-{args.task}"
+    policy = _policy(own, args, name)
+    for note in policy.notes(num_steps=args.sample_steps):
+        say(note)
+    return policy, f"magcache{policy.magcache_thresh:g}K{policy.magcache_K}_{policy.boundary}"
+
+
+def _policy(own: argparse.Namespace, args: argparse.Namespace, name: str) -> MagCache:
+    given = [getattr(own, setting) for setting in SETTINGS[:3]]
+    thresh, max_skips, retention = (d if g is None else g for d, g in zip(DEFAULTS, given, strict=True))
+    boundary: Boundary = own.boundary or "blocks"
+    if own.magcache_ratios:
+        ratios = Ratios.load(own.magcache_ratios)
+        if ratios.model != name:
+            raise ValueError(f"{own.magcache_ratios!r} was calibrated on {ratios.model}, and the task is {name}.")
+        return MagCache(thresh, int(max_skips), retention, ratios=ratios, interp=own.magcache_interp, boundary=boundary)
+    table = name
     if args.task in ("i2v-14B", "flf2v-14B"):  # published for two sizes
         table = f"wan2.1-i2v-14B-{'480p' if args.size in ('832*480', '480*832') else '720p'}"
     elif table not in RATIOS:
         table = KIN[args.task]
-    ratios = Ratios.load(own.magcache_ratios) if own.magcache_ratios else None
-    settings = (own.magcache_thresh, own.magcache_K, own.retention_ratio, None if ratios else table)
-    policy = MagCache(*settings, ratios, own.magcache_interp, own.boundary)
-    if ratios and ratios.model != name:
-        raise ValueError(f"{own.magcache_ratios!r} was calibrated on {ratios.model}, and the task is {name}.")
-    plan = policy.plan(num_steps=args.sample_steps)
-    if ratios is None and not table.startswith(name):
+    if not table.startswith(name):
         say(f"MagCache published no ratios for {args.task}; those of {table} are used.")
-    for note in plan.notes:
-        say(note)
-    return policy, f"magcache{own.magcache_thresh:g}K{own.magcache_K}"
+    return MagCache(thresh, int(max_skips), retention, model=table, interp=own.magcache_interp, boundary=boundary)
 
 
 def flags() -> argparse.ArgumentParser:
@@ -53,9 +70,9 @@ def flags() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="magcache_generate.py", add_help=False, allow_abbrev=False)
     group = parser.add_argument_group("MagCache")
     group.add_argument("--use_magcache", action="store_true", help="reuse steps; omitted: original process")
-    group.add_argument("--magcache_thresh", type=float, default=0.12, help="accumulated drift that ends reuse (0.12)")
-    group.add_argument("--magcache_K", type=int, default=2, help="most consecutive reused steps (2)")
-    group.add_argument("--retention_ratio", type=float, default=0.2, help="share computed at the start (0.2)")
+    group.add_argument("--magcache_thresh", type=float, help="accumulated drift that ends reuse (0.12)")
+    group.add_argument("--magcache_K", type=int, help="most consecutive skipped steps (2)")
+    group.add_argument("--retention_ratio", type=float, help="share computed at the start (0.2)")
     group.add_argument(
         "--magcache_calibration",
         action="store_true",
@@ -67,21 +84,26 @@ def flags() -> argparse.ArgumentParser:
         help="ratios of another step count: keep their running product (default for published ones), or take the "
         "nearest step's as the original script does",
     )  # fmt: skip
-    add_boundary(group)
+    add_boundary(group, "blocks")
     return parser
 
 
 def main() -> None:
     """Parse, choose, run upstream; after a calibration, save what was measured."""
-    own, _ = flags().parse_known_args()
-    launch(flags(), choose)
-    if own.magcache_calibration and int(os.getenv("RANK", "0")) == 0:
+    own = argparse.Namespace()
+
+    def chosen(given: argparse.Namespace, args: argparse.Namespace) -> tuple[Policy | None, str]:
+        nonlocal own
+        own = given
+        return choose(given, args)
+
+    launch(flags(), chosen, {"ratios=...": "--magcache_ratios", "model=...": "another --task"})
+    if getattr(own, "magcache_calibration", False) and leads():
         try:
-            ratios = CALIBRATION.ratios()
-            path = own.magcache_ratios or f"magcache_ratios_{ratios.model}_{ratios.num_steps}.json"
-            ratios.save(path)
+            CALIBRATION.ratios().save(own.magcache_ratios)
         except (ValueError, OSError) as error:
             fail(str(error))
+        path = own.magcache_ratios
         print(f"ratios written to {path}; use them with: --use_magcache --magcache_ratios {path}")
 
 

@@ -10,8 +10,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from stepcache.core.cache import Policy
-from stepcache.dropin.common import fail, leads
+from stepcache.core.strategy import Policy
+from stepcache.dropin.common import checked_file, fail, leads, parsed
 from stepcache.hosts.wan21 import installed
 
 KIN = {
@@ -25,35 +25,35 @@ KIN = {
 Choose = Callable[[argparse.Namespace, argparse.Namespace], tuple[Policy | None, str]]
 
 
-def launch(
-    flags: argparse.ArgumentParser, choose: Choose, on_sampler: Callable[[Any], None] | None = None
-) -> argparse.Namespace:
+def launch(flags: argparse.ArgumentParser, choose: Choose, words: dict[str, str]) -> argparse.Namespace:
     """Run upstream's generate.py with a cache; returns upstream's arguments.
 
     Args:
         flags: the drop-in's own flags (a parser without help).
         choose: (own flags, upstream's) -> policy and a tag for the default file name; no policy: the original process.
-        on_sampler: is shown the sampler upstream makes.
+        words: what a message of the policy calls a setting -> the flag of this script.
     """
-    own, rest = flags.parse_known_args()
+    own, rest = parsed(flags)
     upstream, wan = _upstream()
     if {"-h", "--help"} & set(rest):
         print(flags.format_help(), "\nAnd all flags of Wan2.1's generate.py:\n", sep="")
-    program = sys.argv[0]
-    sys.argv = [program, *rest]
+    sys.argv = [sys.argv[0], *rest]
     try:
         args = upstream._parse_args()
         if not Path(args.ckpt_dir).is_dir():
             raise FileNotFoundError(f"--ckpt_dir {args.ckpt_dir!r} is not a folder; download the checkpoint first.")
         policy, tag = choose(own, args)
+        if policy is not None:
+            args.save_file = checked_file(args.save_file or default_file(args, upstream.EXAMPLE_PROMPT, tag))
     except (AssertionError, ValueError, OSError) as error:
-        fail(str(error))
+        message = str(error)
+        for setting, flag in words.items():
+            message = message.replace(setting, flag)
+        fail(message)
     if policy is None:
         upstream.generate(args)
         return args
-    if args.save_file is None:
-        args.save_file = default_file(args, upstream.EXAMPLE_PROMPT, tag)
-    with installed(wan, policy, f"wan2.1-{args.task}", on_sampler) as caches:
+    with installed(wan, policy, f"wan2.1-{args.task}") as caches:
         upstream.generate(args)
     if leads():
         for cache in caches:

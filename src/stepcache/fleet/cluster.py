@@ -7,9 +7,9 @@ lost with it is one job.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import hashlib
+import math
 import os
 import secrets
 import socket
@@ -18,7 +18,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,10 @@ SICK = 2
 """A worker that fails so many jobs in a row is replaced: it may be the worker's fault, not the jobs'."""
 
 
+BAD_INPUT = (ValueError, OSError, ImportError, RuntimeError)
+"""What loading raises when the model, a method or the device cannot be used, here as on every other machine."""
+
+
 ALIKE = ("versions", "dtype", "fps", "structure", "sampler", "measures_lpips")
 """What all workers must say of themselves alike."""
 
@@ -64,7 +68,7 @@ class Resources:
     Args:
         address: of the cluster; "auto" the one this machine is on, "local" a new one on this machine.
         workers: how many; None: as many as fit now.
-        cpus, gpus: of each, fractions allowed.
+        cpus, gpus: of each, fractions allowed; gpus None: 1 if the cluster has any (`fleet` finds out).
         retries: how often a job is begun again whose worker was lost or that failed in a way that may pass.
         patience: seconds to wait for room on the cluster while no worker runs.
     """
@@ -72,52 +76,29 @@ class Resources:
     address: str = LOCAL
     workers: int | None = None
     cpus: float = 1.0
-    gpus: float = 0.0
+    gpus: float | None = 0.0
     retries: int = 3
     patience: float = PATIENCE
 
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 1:
             raise ValueError(f"--workers is {self.workers}; expected at least 1.")
-        if self.cpus < 0 or self.gpus < 0 or self.cpus + self.gpus == 0:
-            raise ValueError(
-                f"--cpus-per-worker {self.cpus:g} and --gpus-per-worker {self.gpus:g}: one must be above 0."
-            )
-        if self.gpus > 1 and self.gpus != int(self.gpus):
-            raise ValueError(f"--gpus-per-worker is {self.gpus:g}; expected a whole number, or a share below 1.")
+        gpus = self.gpus or 0.0
+        if not (0 <= self.cpus < math.inf and 0 <= gpus < math.inf and self.cpus + gpus > 0):
+            raise ValueError(f"--cpus-per-worker {self.cpus:g} and --gpus-per-worker {gpus:g}: one must be above 0.")
+        if gpus > 1 and gpus != int(gpus):
+            raise ValueError(f"--gpus-per-worker is {gpus:g}; expected a whole number, or a share below 1.")
         if self.retries < 0:
             raise ValueError(f"--max-retries is {self.retries}; expected 0 or more.")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags that put work on a cluster."""
-    group = parser.add_argument_group("on a Ray cluster (pip install 'stepcache[cluster]')")
-    add = group.add_argument
-    add(
-        "--ray",
-        nargs="?",
-        const=LOCAL,
-        metavar="ADDRESS",
-        help="run on Ray: host:port of a cluster, auto for the one this machine is on, nothing for this machine alone",
-    )
-    add("--workers", type=int, metavar="N", help="processes that load the model (default: as many as fit)")
-    add("--cpus-per-worker", type=float, default=1.0, metavar="N", help="CPU cores of each (1)")
-    add("--gpus-per-worker", type=float, metavar="N", help="GPUs of each, such as 0.5 (default: 1 if there are any)")
-    add("--max-retries", type=int, default=3, metavar="N", help="begin a job again so often when it is lost (3)")
-
-
-def asked(args: argparse.Namespace) -> bool:
-    """Whether the flags ask for Ray."""
-    return args.ray is not None
-
-
 @contextmanager
-def fleet(make: Make, args: argparse.Namespace, folder: Path | None = None) -> Iterator[tuple[Fleet, dict[str, Any]]]:
-    """Workers as the flags ask for them, while the context lasts, and what the first of them says of itself.
+def fleet(make: Make, resources: Resources, folder: Path | None = None) -> Iterator[tuple[Fleet, dict[str, Any]]]:
+    """Workers on a cluster, while the context lasts, and what the first of them says of itself.
 
     Args:
         make: called on every worker.
-        args: the flags of `add_arguments`.
+        resources: what is asked of Ray.
         folder: where the workers write, if they do; whether they reach it is found out before the work.
 
     Raises:
@@ -126,21 +107,11 @@ def fleet(make: Make, args: argparse.Namespace, folder: Path | None = None) -> I
         ValueError: the workers cannot load, or cannot reach the folder.
         TimeoutError: no worker was started in time.
     """
-    resources = Resources(args.ray, args.workers, args.cpus_per_worker, args.gpus_per_worker or 0.0, args.max_retries)
     with connected(resources.address) as cluster:
-        if args.gpus_per_worker is None and cluster.get("GPU"):
-            resources = replace(resources, gpus=1.0)
+        if resources.gpus is None:
+            resources = replace(resources, gpus=1.0 if cluster.get("GPU") else 0.0)
         with Fleet(make, resources, folder) as workers:
             yield workers, dict(workers.about)
-
-
-def for_workers(args: argparse.Namespace, *paths: str) -> argparse.Namespace:
-    """The flags as workers can use them, who run in other folders: the named ones absolute where they are here."""
-    flags = {name: value for name, value in vars(args).items() if name != "run"}
-    for name in paths:
-        if flags[name] and (path := Path(flags[name]).expanduser()).exists():
-            flags[name] = str(path.absolute())
-    return argparse.Namespace(**flags)
 
 
 @contextmanager
@@ -231,13 +202,13 @@ class Worker:
         return socket.gethostname()
 
     def load(self, make: Make, folder: Path | None, token: str) -> Arrival:
-        """Make what does the jobs. Errors are told, not raised, so that they arrive as one sentence."""
+        """Make what does the jobs. Bad input is told, not raised, so that it arrives as one sentence."""
         host = socket.gethostname()
         try:
             if folder is not None:
                 self._check(folder, token)
             self._work, about = make()
-        except Exception as error:
+        except BAD_INPUT as error:
             return Arrival(host, identity(), error=_sentence(f"{type(error).__name__}: {error}")[:2000])
         return Arrival(host, identity(), about)
 
@@ -278,7 +249,7 @@ class Fleet:
 
     def __init__(self, make: Make, resources: Resources, folder: Path | None = None) -> None:
         self._ray = ray = _ray()
-        self.resources, self.folder = resources, folder
+        self.resources, self.folder, self._gpus = resources, folder, resources.gpus or 0.0
         self.about: Mapping[str, Any] = {}
         self._make = ray.put(make)
         self._token = f".stepcache-{secrets.token_hex(8)}"
@@ -290,17 +261,17 @@ class Fleet:
 
     def __enter__(self) -> Fleet:
         if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / self._token).write_text("")
-        of = f"{self.resources.cpus:g} CPU, {self.resources.gpus:g} GPU"
+        of = f"{self.resources.cpus:g} CPU, {self._gpus:g} GPU"
         print(f"{self._count} worker(s) of {of} are loading", file=sys.stderr)
-        try:
+        with ExitStack() as undo:
+            undo.callback(self._dismiss)
             for _ in range(self._count):
                 self._recruit()
             while not self.about:
                 self._wait(None, lambda job, outcome: None)
-        except BaseException:
-            self._dismiss()
-            raise
+            undo.pop_all()  # all is well
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -331,12 +302,12 @@ class Fleet:
     def _fitting(self) -> int:
         """How many workers the cluster has room for."""
         cluster = self._ray.cluster_resources()
-        wanted = {"CPU": self.resources.cpus, "GPU": self.resources.gpus}
+        wanted = {"CPU": self.resources.cpus, "GPU": self._gpus}
         return max(1, min(int(cluster.get(kind, 0) / n) for kind, n in wanted.items() if n))
 
     def _recruit(self) -> None:
         remote = self._ray.remote(Worker).options(
-            num_cpus=self.resources.cpus, num_gpus=self.resources.gpus, scheduling_strategy="SPREAD", max_restarts=0
+            num_cpus=self.resources.cpus, num_gpus=self._gpus, scheduling_strategy="SPREAD", max_restarts=0
         )
         member = _Member(remote.remote(self.resources.cpus))
         self._flying[member.actor.hello.remote()] = member
@@ -437,7 +408,7 @@ class Fleet:
             have = {k: v for k, v in self._ray.cluster_resources().items() if k in ("CPU", "GPU")}
             raise TimeoutError(
                 f"no worker could be started within {self.resources.patience:.0f} s: each asks for "
-                f"{self.resources.cpus:g} CPU and {self.resources.gpus:g} GPU, the cluster has {have}."
+                f"{self.resources.cpus:g} CPU and {self._gpus:g} GPU, the cluster has {have}."
             )
 
     def _dismiss(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -11,12 +12,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from stepcache.files import write_atomically
-from stepcache.measure.video import replacing
+from stepcache import files
+from stepcache.files import replacing, write_atomically
+
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+"""What an address begins with. Any other name is a file or folder here, also one with a colon in it, as in 10:53."""
 
 
 def place(address: str | os.PathLike[str]) -> Path:
-    """A `Path`, or for an address with :// in it universal_pathlib's `UPath`, which has the same methods.
+    """A `Path`, or for an address such as s3://bucket/folder universal_pathlib's `UPath`, which has the same methods.
 
     Raises:
         ImportError: universal_pathlib, or what fsspec needs for this kind of address, is not installed.
@@ -25,7 +29,7 @@ def place(address: str | os.PathLike[str]) -> Path:
     text = os.fspath(address)
     for local in ("file://", "local://"):
         text = text.removeprefix(local)
-    if "://" not in text:
+    if not ADDRESS.match(text):
         return Path(text)
     try:
         from upath import UPath
@@ -43,8 +47,8 @@ def is_remote(path: Path) -> bool:
 
 def write_text(path: Path, text: str) -> None:
     """Write a small file, whole or not at all; folders above it are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     if is_remote(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")  # object stores show an object when it is complete
     else:
         write_atomically(path, text)
@@ -102,8 +106,14 @@ def below(path: Path, root: Path) -> str:
 
 
 def check_writable(folder: Path) -> None:
-    """Find out before the work that files can be written there (OSError), without leaving one behind."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Find out before the work that files can be written in a folder (OSError), without leaving one behind."""
+    if not is_remote(folder):
+        files.check_writable(folder, folder=True)
+        return
     probe = folder / f".stepcache-{secrets.token_hex(8)}"  # others may be finding out the same
-    probe.write_text("")
-    probe.unlink()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_text("")
+        probe.unlink()
+    except NotImplementedError as error:  # such as http://, which can only be read
+        raise OSError(f"{str(folder)!r} cannot be written: this kind of address is read only.") from error

@@ -9,7 +9,6 @@ each. A plan is the same everywhere. A method that decides while it runs asks al
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +20,10 @@ import torch
 import torch.distributed as dist
 
 Parallel = Literal["ulysses", "ring"]
+
+
+LONGEST = 31 * 86400.0
+"""Seconds; no rank is waited for longer."""
 
 
 @dataclass(frozen=True)
@@ -67,15 +70,9 @@ class Ranks:
             raise ValueError(f"--parallel {kind}: {error}") from error
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags for runs on several ranks."""
-    group = parser.add_argument_group("on several ranks (torchrun --nproc_per_node=N -m stepcache generate ...)")
-    group.add_argument(
-        "--parallel", choices=("ulysses", "ring"), default="ulysses", help="how attention is split (ulysses)"
-    )
-    group.add_argument(
-        "--rank_timeout", type=float, default=600.0, metavar="S", help="give up on a rank after so many seconds (600)"
-    )
+def world_size() -> int:
+    """How many ranks a launcher such as torchrun started."""
+    return int(os.environ.get("WORLD_SIZE", 1))
 
 
 @contextmanager
@@ -90,9 +87,9 @@ def together(timeout: float, device: str | None = None) -> Iterator[Ranks]:
         ValueError: a timeout that is not positive.
         ConnectionError: this rank failed, or another was lost.
     """
-    if not timeout > 0:
-        raise ValueError(f"--rank_timeout is {timeout:g}; expected a number of seconds above 0.")
-    world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    if not 0 < timeout < LONGEST:
+        raise ValueError(f"--rank_timeout is {timeout:g}; expected a number of seconds above 0, at most a month.")
+    world, rank = world_size(), int(os.environ.get("RANK", 0))
     if world == 1:
         yield Ranks()
         return

@@ -95,8 +95,11 @@ def merge_folders(sources: Sequence[Path], out: Path) -> int:
                 f"{folder.root} and {folders[0].root} were made with other {', '.join(unlike)}.", stacklevel=2
             )
     out.mkdir(parents=True, exist_ok=True)
-    searched = {name: value for d in reversed(descriptions) for name, value in d["searched"].items()}
-    target.write({**first, "searched": searched, "shard": [0, 1]})
+    searched, schedules = (
+        {name: value for d in reversed(descriptions) for name, value in d.get(key, {}).items()}
+        for key in ("searched", "schedules")
+    )
+    target.write({**first, "searched": searched, "schedules": schedules, "shard": [0, 1]})
     for folder in folders:
         _copy(folder, target)
     items, pairs = target.items(), len(first["prompts"]) * len(first["seeds"])

@@ -1,62 +1,113 @@
-"""Hindsight: first-order extrapolation of the transformer's output, believed as far as a self-check bears it out.
+"""Hindsight: forecast the guided output of skipped steps, correct the latent once a computed step shows how they went.
 
-Extrapolating the output through the last two computed ones is closer than repeating it on some prompts; on others
-multistep samplers become unstable under it. The self-check (`stepcache.selfcheck`) measures at every computed step how
-much of the predicted change came true and damps the next predictions accordingly, at no extra evaluation.
-
-Nothing here needs a calibration; one gives a better schedule (`stepcache plan`).
+It stands at the sampler's door, so it needs to know no branch, no prompt and no rule of guidance: it sees the one
+tensor a step that the pipeline hands to its sampler. Nothing needs a calibration; one gives a better schedule
+(`stepcache plan`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any
 
-from stepcache.core.cache import Decider, FollowPlan
-from stepcache.core.plan import Check, Plan
+import torch
+
+from stepcache.core.plan import Plan, even
+from stepcache.core.strategy import Strategy
 from stepcache.core.trajectory import Boundary, Trajectory
-from stepcache.methods.lemica import LeMiCa
-from stepcache.methods.uniform import Uniform
-
-Schedule = Literal["uniform", "published"]
+from stepcache.hindsight.corrector import Corrector
+from stepcache.hindsight.response import remembered
 
 
 @dataclass(frozen=True)
 class Hindsight:
-    """Self-checked extrapolation on a schedule that needs no calibration.
+    """Hindsight on even steps. (On planned ones: a plan file with method "hindsight".)
 
     Args:
-        budget: computed steps, 2 or more; of fewer than 3 nothing can be extrapolated.
-        schedule: "uniform", or "published": LeMiCa's list for the model that runs, at one of its budgets.
-        check: settings of the self-check.
-        boundary: "output" (recommended), or "blocks".
+        budget: computed steps, 2 or more, first and last among them; of 2 nothing can be extrapolated.
 
     Raises:
-        ValueError: a budget below 2 or an unknown schedule.
+        ValueError: a budget below 2.
     """
 
     budget: int = 25
-    schedule: Schedule = "uniform"
-    check: Check = field(default_factory=Check)
-    boundary: Boundary = "output"
 
     def __post_init__(self) -> None:
-        if self.schedule not in ("uniform", "published"):
-            raise ValueError(f"schedule is {self.schedule!r}; expected uniform or published.")
-        Uniform(self.budget)
+        even(max(self.budget, 2), self.budget)
 
-    def plan(self, num_steps: int, model: str | None = None) -> Plan:
-        """The plan for `num_steps`; ValueError if the budget is larger, or not published for the model."""
-        return self._scheduled(num_steps, model).checked(self.check)
+    @property
+    def boundary(self) -> Boundary:
+        """It works on whole outputs."""
+        return "output"
 
-    def begin(self, run: Trajectory) -> Decider:
-        """Schedule and weights for the run's step count."""
-        return FollowPlan(replace(self.plan(run.num_steps, run.model), boundary=run.boundary))
+    def plan(self, num_steps: int) -> Plan:
+        """Even steps of `num_steps`; ValueError if the budget is larger."""
+        return even(num_steps, self.budget)
 
-    def _scheduled(self, num_steps: int, model: str | None) -> Plan:
-        if self.schedule == "published":
-            return LeMiCa(self.budget, boundary=self.boundary).plan(model, num_steps)
-        return Uniform(self.budget, boundary=self.boundary).plan(num_steps)
+    def begin(self, run: Trajectory) -> Strategy:
+        """The schedule for the run's step count, and a corrector for its sampler."""
+        return FollowHindsight(self.plan(run.num_steps), run)
 
     def __str__(self) -> str:
-        return f"hindsight (budget {self.budget}, {self.schedule})"
+        return f"hindsight, even (budget {self.budget})"
+
+
+class FollowHindsight(Strategy):
+    """A schedule, followed with forecasts and corrections of the guided output."""
+
+    history = 0
+    predicts_guided = True
+
+    def __init__(self, plan: Plan, run: Trajectory, notes: tuple[str, ...] = ()) -> None:
+        self.plan, self.notes = plan, notes
+        self._computed, self._run = frozenset(plan.computed), run
+        self._correctors: dict[int, Corrector] = {}
+        self._warnings: list[str] = []
+        self._lost = ""
+
+    def compute(self, step: int, x: torch.Tensor) -> bool:
+        return step in self._computed or bool(self._lost)
+
+    def can_predict(self, step: int, nodes: list[int], evaluated: bool) -> bool:
+        return evaluated
+
+    def guided(self, step: int, output: torch.Tensor, computed: bool, sampler: Any) -> torch.Tensor:
+        corrector = self._correctors.get(id(sampler))
+        if corrector is None:
+            corrector = self._correctors[id(sampler)] = self._corrector(sampler)
+        if corrector.step == step:
+            self._lost = "the sampler takes several steps for one evaluation, so all of the run is computed"
+            return output
+        guided = corrector.computed(step, output) if computed else corrector.skipped(step, output.device)
+        if step == self._run.num_steps - 1:
+            corrector.restart()
+        return guided.to(output.dtype)
+
+    def _corrector(self, sampler: Any) -> Corrector:
+        """A corrector for the sampler; one that only forecasts where correcting is not possible, and a warning."""
+        answers, guidance = None, self._run.guidance
+        try:
+            if sampler is None:
+                raise ValueError("the host does not know the sampler")
+            if guidance is None:
+                raise ValueError("the guidance scale is not known")
+            answers = remembered(sampler)
+            if len(answers) != self._run.num_steps + 1:
+                raise ValueError("the run does not walk all of the sampler's steps")
+        except ValueError as error:
+            answers = None
+            self._warnings.append(f"steps are forecast but not corrected: {error}")
+        return Corrector(answers, guidance or 1.0, self.cache_device)
+
+    def handover(self) -> None:
+        self.release()
+
+    def release(self) -> None:
+        for corrector in self._correctors.values():
+            corrector.restart()
+
+    def warnings(self) -> tuple[str, ...]:
+        return (*self._warnings, *filter(None, (self._lost,)))
+
+    def tensors(self) -> list[torch.Tensor]:
+        return [t for corrector in self._correctors.values() for t in corrector.tensors]

@@ -8,59 +8,85 @@ scheduler itself, so they are exact for whatever order, corrector and noise leve
 from __future__ import annotations
 
 import copy
+import inspect
+from collections.abc import Hashable
 from typing import Any
 
 import torch
 
+MOST_SAMPLERS = 4
+
 
 def response(scheduler: Any) -> torch.Tensor:
-    """Push unit vectors through a copy of a scheduler.
+    """Push unit vectors through a copy of a scheduler, on the CPU, whatever device its own tensors are on.
+
+    Neither the scheduler nor the global random state is touched.
 
     Args:
-        scheduler: with its timesteps set; it is not changed.
+        scheduler: with its timesteps set, and its begin index where the run starts later (image to image).
 
     Returns:
         float64 (S + 1, S + 1): row k is the latent before step k over (x_0, v_0, ..., v_(S-1)); the last row is the
         final latent's.
 
     Raises:
-        ValueError: the sampler is not linear in the outputs alone: it adds noise, or clips.
+        ValueError: the sampler is not linear in the outputs alone (it adds noise, or clips), or has timesteps at which
+            it does not step.
     """
-    once, tripled = (_push(scheduler, scale) for scale in (1.0, 3.0))
-    if not torch.allclose(3 * once, tripled, rtol=1e-4, atol=1e-6):  # noise is not the same twice, clipping not linear
+    parameters = inspect.signature(scheduler.step).parameters.values()
+    if sum(p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters) > 3:
+        raise ValueError(f"{type(scheduler).__name__} is not stepped by output, timestep and sample alone")
+    try:
+        with torch.random.fork_rng(devices=[]):
+            once, tripled = (_push(scheduler, scale) for scale in (1.0, 3.0))
+    except IndexError as error:  # its last timestep is an end, not a step
+        raise ValueError(f"{type(scheduler).__name__} has no step for each of its timesteps") from error
+    if not torch.allclose(3 * once, tripled, rtol=1e-4, atol=1e-6):  # noise does not triple, clipping is not linear
         raise ValueError(
-            f"{type(scheduler).__name__} is not linear in the model's outputs (it adds noise or clips at every step)."
+            f"{type(scheduler).__name__} is not linear in the model's outputs (it adds noise or clips at every step)"
         )
     return once
 
 
-class Remembered:
-    """`response`, worked out once for runs that are alike: of one class of sampler, its settings and timesteps."""
+_ANSWERS: dict[Hashable, torch.Tensor] = {}  # of the last few samplers: small, and a function of the key alone
 
-    def __init__(self) -> None:
-        self._key: Any = None
-        self._answers = torch.empty(0)
 
-    def __call__(self, scheduler: Any) -> torch.Tensor:
-        """As `response`."""
-        key = (type(scheduler), str(scheduler.config), tuple(scheduler.timesteps.tolist()))
-        if self._key != key:
-            self._answers, self._key = response(scheduler), key
-        return self._answers
+def remembered(scheduler: Any) -> torch.Tensor:
+    """`response`, worked out once for samplers that are alike: of one class, with the same settings and timesteps."""
+    config, begin = getattr(scheduler, "config", None), getattr(scheduler, "begin_index", None)
+    key = (type(scheduler), str(config), tuple(float(t) for t in scheduler.timesteps), begin)
+    if config is None or key not in _ANSWERS:
+        while len(_ANSWERS) >= MOST_SAMPLERS:
+            del _ANSWERS[next(iter(_ANSWERS))]
+        _ANSWERS[key] = response(scheduler)
+    return _ANSWERS[key]
 
 
 def _push(scheduler: Any, scale: float) -> torch.Tensor:
-    steps = len(scheduler.timesteps)
-    sampler = copy.deepcopy(scheduler)
+    sampler = on_cpu(copy.deepcopy(scheduler))
+    vars(sampler).pop("step", None)  # a host's, which came along
+    timesteps = sampler.timesteps[getattr(sampler, "begin_index", None) or 0 :]
+    steps = len(timesteps)
     x = torch.zeros(steps + 1, 1, 1, 1, dtype=torch.float64)  # "sample" 0 carries x_0, the others one output each
     x[0] = scale
     rows = [x.flatten().clone()]
-    for k, t in enumerate(sampler.timesteps):
+    for k, t in enumerate(timesteps):
         output = torch.zeros_like(x)
         output[k + 1] = scale
         x = sampler.step(output, t, x, return_dict=False)[0].double()
         rows.append(x.flatten().clone())
     return torch.stack(rows)
+
+
+def on_cpu(sampler: Any) -> Any:
+    """The sampler itself with every tensor it holds moved to the CPU; for a copy that is to be probed."""
+    for name, value in vars(sampler).items():
+        if isinstance(value, torch.Tensor):
+            setattr(sampler, name, value.cpu())
+        elif isinstance(value, list | tuple) and any(isinstance(v, torch.Tensor) for v in value):
+            moved = [v.cpu() if isinstance(v, torch.Tensor) else v for v in value]
+            setattr(sampler, name, type(value)(moved))
+    return sampler
 
 
 def noise_levels(answers: torch.Tensor) -> list[float] | None:

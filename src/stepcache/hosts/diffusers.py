@@ -4,32 +4,41 @@
         video = pipe(prompt).frames[0]
     print(run.summary())
 
-What all pipelines have in common is enough: new scheduler timesteps begin a trajectory, `scheduler.step` ends a step,
-the latent is the first argument of the transformer, and a branch has a name (`cache_context`) or a prompt of its own.
-The `blocks` boundary needs to know the block lists of a transformer: one row of `BLOCKS`.
+What all pipelines have in common is enough: new scheduler timesteps begin a run, `scheduler.step` ends a step and is
+given the guided output, the latent is the first argument of the transformer, and a branch has a name (`cache_context`)
+or a prompt of its own. The `blocks` boundary needs to know the block lists of a transformer: one row of `BLOCKS`.
 """
 
 from __future__ import annotations
 
-import functools
 import inspect
+import sys
 import weakref
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.utils import _pytree as pytree
 
-from stepcache.core.cache import Policy, StepCache
+from stepcache.core.cache import StepCache
+from stepcache.core.follow_weights import as_policy
 from stepcache.core.plan import Plan
+from stepcache.core.strategy import Call, Policy
 from stepcache.core.summary import RunSummary
+from stepcache.core.tensors import narrow
 from stepcache.core.trajectory import Boundary, Modulation, Trajectory
-from stepcache.hindsight.response import Remembered
-from stepcache.hosts.entering import BlockStack, Entrance, Method, Patches, inside
-from stepcache.methods.fixed import as_policy
+from stepcache.hosts.entering import Method
+from stepcache.hosts.patching import (
+    Branches,
+    ForeignBlockStack,
+    LastingPatches,
+    TreeEntrance,
+    device_from,
+    first_tensor,
+    inside,
+)
 
 CONDITIONS = ("encoder_hidden_states", "cap_feats", "prompt_embeds", "class_labels", "input_ids")
 """Names of the transformers' text inputs; the first that is given tells branches apart where pipelines name none."""
@@ -102,7 +111,7 @@ class Run:
 
     finalizer: weakref.finalize
 
-    def __init__(self, cache: StepCache, patches: Patches, transformers: list[torch.nn.Module]) -> None:
+    def __init__(self, cache: StepCache, patches: LastingPatches, transformers: list[torch.nn.Module]) -> None:
         self.cache, self._patches = cache, patches
         self._transformers = weakref.WeakSet(transformers)
         _ENTERED.update(transformers)
@@ -136,7 +145,7 @@ def enable(
 
     Args:
         pipe: any diffusers pipeline with a transformer.
-        policy: a method with its settings, e.g. `LeMiCa(budget=25)`, or a `Plan`.
+        policy: a method with its settings, e.g. `Hindsight(budget=25)`, a plan file, or a `Plan`.
         boundary: "output" or "blocks"; default: the policy's.
         cache_device: where cached tensors live between steps, e.g. "cpu"; default: where they are made.
         group: process group of the ranks that work on one trajectory together (context parallelism).
@@ -147,8 +156,8 @@ def enable(
     """
     policy = as_policy(policy)
     transformers = _transformers(pipe)
-    cache = StepCache(policy, boundary=boundary, cache_device=cache_device, group=group)
-    patches = Patches()
+    cache = StepCache(policy, boundary=boundary, cache_device=device_from(cache_device), group=group)
+    patches = LastingPatches()
     try:
         _Host(pipe, transformers, cache, patches)
     except Exception:
@@ -221,15 +230,49 @@ def _transformers(pipe: Any) -> dict[str, torch.nn.Module]:
     return found
 
 
+class _Entrance(TreeEntrance):
+    """Knows the latent's own part of inputs and outputs, which may have conditions as further channels or tokens."""
+
+    own: torch.Size | None = None
+    _output: torch.Size | None = None
+
+    def latent(self, x: torch.Tensor) -> torch.Tensor:
+        """Without condition channels or tokens, once the output has shown which they are."""
+        return narrow(x, self.own)
+
+    def learn(self, call: Call, result: Any) -> torch.Tensor:
+        """Also the shape of the output."""
+        output = super().learn(call, result)
+        if output.shape != self._output:
+            self._output = self.own = output.shape
+        return output
+
+    def latent_is(self, shape: torch.Size) -> None:
+        """The latent that the sampler works on has this shape.
+
+        The output may have condition tokens behind it: shapes (batch, tokens, channels). In grids a smaller latent
+        means other things (a first frame that is given), so they are left as they are.
+        """
+        own = self.own
+        if own and len(shape) == len(own) == 3 and all(a <= b for a, b in zip(shape, own, strict=True)):
+            self.own = shape
+
+    def forget(self) -> None:
+        """A new run."""
+        self.own = self._output = None
+
+
 class _Host:
     """Finds trajectory, step and branch of every call of a pipeline's transformers."""
 
-    def __init__(self, pipe: Any, transformers: dict[str, torch.nn.Module], cache: StepCache, patches: Patches) -> None:
+    def __init__(
+        self, pipe: Any, transformers: dict[str, torch.nn.Module], cache: StepCache, patches: LastingPatches
+    ) -> None:
         self.pipe, self.cache, self.patches = weakref.ref(pipe), cache, patches
         self.transformers = weakref.WeakValueDictionary(transformers)
         self.context: str | None = None
+        self.branches, self.entrances = Branches(), []
         self.timesteps = getattr(pipe.scheduler, "timesteps", None)  # of no run of ours
-        self.response = Remembered()
         self._watch(pipe.scheduler)
         for name, module in transformers.items():
             if cache.boundary == "blocks" and (module is not inside(module) or module._compiled_call_impl):
@@ -238,7 +281,9 @@ class _Host:
                     "blocks instead (compile_repeated_blocks), or use boundary output."
                 )
             blocks = _block_stack(inside(module), cache, patches) if cache.boundary == "blocks" else None
-            patches.enter(module, self._enter(name, inside(module), Entrance(cache, blocks)))
+            entrance = _Entrance(cache, blocks)
+            self.entrances.append(entrance)
+            patches.enter(module, self._enter(name, inside(module), entrance))
             if hasattr(module, "cache_context"):
                 patches.set(inside(module), "cache_context", self._cache_context)
 
@@ -255,7 +300,7 @@ class _Host:
 
         return cache_context
 
-    def _enter(self, name: str, module: Any, entrance: Entrance) -> Callable[[Method], Method]:
+    def _enter(self, name: str, module: Any, entrance: _Entrance) -> Callable[[Method], Method]:
         names = list(inspect.signature(type(module).forward).parameters)[1:]
         if names[:1] in ([], ["args"]):
             raise ValueError(f"{type(module).__name__}.forward does not say what its arguments are; unwrap it first.")
@@ -266,24 +311,19 @@ class _Host:
                 if self.cache.run is None:  # outside of the denoising loop, before the first set_timesteps
                     return original(*args, **kwargs)
                 given = {**dict(zip(names, args, strict=False)), **kwargs}
-                key, holder = self._branch(given)
-                if self.cache.wants_grid:
-                    self.cache.grid = _grid(given)
-                return entrance(original, args, kwargs, given[names[0]], key, holder, owner=name)
+                return entrance.enter(original, args, kwargs, given[names[0]], self._branch(given), owner=name)
 
             return call
 
         return make
 
-    def _branch(self, given: dict[str, Any]) -> tuple[Hashable, Any]:
-        """The branch's name, or the identity of its prompt; one branch where there is neither."""
+    def _branch(self, given: dict[str, Any]) -> str:
+        """The branch's name: the pipeline's own, or one for its prompt; one branch where there is neither."""
         if self.context:
-            return self.context, None
-        for name in CONDITIONS:
-            tensors = [leaf for leaf in pytree.tree_leaves(given.get(name)) if isinstance(leaf, torch.Tensor)]
-            if tensors:
-                return id(tensors[0]), tensors[0]
-        return "all", None
+            return self.context
+        found = (first_tensor(given.get(name)) for name in CONDITIONS)
+        condition = next((tensor for tensor in found if tensor is not None), None)
+        return "all" if condition is None else self.branches.name(condition)
 
     def _announce(self) -> None:
         """Begin a trajectory when the scheduler's timesteps are new objects."""
@@ -295,8 +335,10 @@ class _Host:
         self._check_entrance()
         if scheduler is not self.scheduler:  # replaced since
             self._watch(scheduler)
-        run = _trajectory(pipe, scheduler, timesteps)
-        self.cache.begin(replace(run, response=functools.partial(self.response, scheduler)))
+        self.cache.begin(_trajectory(pipe, scheduler, timesteps))
+        self.branches.clear()
+        for entrance in self.entrances:
+            entrance.forget()
         self.timesteps = timesteps
 
     def _check_entrance(self) -> None:
@@ -308,39 +350,32 @@ class _Host:
 
     def _watch(self, scheduler: Any) -> None:
         self.scheduler = scheduler
-        self.patches.set(scheduler, "step", self._scheduler_step)
+        step = self._step_of  # some pipelines step sound with a copy of their scheduler
+        self.patches.set(scheduler, "step", step(scheduler), copies=step)
 
-    def _scheduler_step(self, original: Method) -> Method:
-        def step(*args: Any, **kwargs: Any) -> Any:
-            self._check_entrance()
-            self.cache.step_over()
-            sample = kwargs.get("sample", args[2] if len(args) > 2 else None)
-            if isinstance(sample, torch.Tensor):
-                self.cache.knows_own(sample.shape)
-            return original(*args, **kwargs)
+    def _step_of(self, scheduler: Any) -> Callable[[Method], Method]:
+        """What `scheduler.step` becomes: the sampler's door."""
+        own = scheduler is self.scheduler
 
-        return step
+        def make(original: Method) -> Method:
+            def step(*args: Any, **kwargs: Any) -> Any:
+                self._check_entrance()
+                sample = kwargs.get("sample", args[2] if len(args) > 2 else None)
+                if own and isinstance(sample, torch.Tensor):
+                    for entrance in self.entrances:
+                        entrance.latent_is(sample.shape)
+                if "model_output" in kwargs:
+                    kwargs["model_output"] = self.cache.step_over(kwargs["model_output"], scheduler)
+                elif args:
+                    args = (self.cache.step_over(args[0], scheduler), *args[1:])
+                return original(*args, **kwargs)
 
+            return step
 
-def _grid(given: dict[str, Any]) -> tuple[int, int] | None:
-    """Height and width in tokens of a latent that comes as tokens, from what tells the transformer where they are."""
-    shapes, ids = given.get("img_shapes"), given.get("img_ids")
-    if isinstance(shapes, list | tuple) and shapes:  # Qwen-Image: [[(frames, height, width), ...], ...]
-        first = (
-            shapes[0][0]
-            if isinstance(shapes[0], list | tuple) and isinstance(shapes[0][0], list | tuple)
-            else shapes[0]
-        )
-        return int(first[1]), int(first[2])
-    if isinstance(ids, torch.Tensor) and ids.shape[-1] >= 3:  # FLUX: rows and columns of every token
-        height, width = (int(v) + 1 for v in ids.reshape(-1, ids.shape[-1])[:, 1:3].amax(0).tolist())
-        return height, width
-    if isinstance(given.get("height"), int) and isinstance(given.get("width"), int):  # LTX
-        return given["height"], given["width"]
-    return None
+        return make
 
 
-def _block_stack(transformer: torch.nn.Module, cache: StepCache, patches: Patches) -> BlockStack:
+def _block_stack(transformer: torch.nn.Module, cache: StepCache, patches: LastingPatches) -> ForeignBlockStack:
     row = BLOCKS.get(type(transformer).__name__)
     if row is None:
         raise ValueError(
@@ -350,23 +385,18 @@ def _block_stack(transformer: torch.nn.Module, cache: StepCache, patches: Patche
     if getattr(transformer, "_parallel_config", None) is not None:
         raise ValueError("the blocks see shards of the tokens under context parallelism; use boundary output.")
     blocks = [block for name in row.lists for block in getattr(transformer, name)]
-    return BlockStack(cache, blocks, patches, row.streams, tokens="hidden_states")
-
-
-class _Read(int):
-    """A pipeline's `_num_timesteps` that we have read; it sets a new one for every run."""
+    return ForeignBlockStack(cache, blocks, patches, row.streams, row.streams.index("hidden_states"))
 
 
 def _trajectory(pipe: Any, scheduler: Any, timesteps: torch.Tensor) -> Trajectory:
     """What the pipeline is about to do. With `strength` (image to image) it walks only the last of the timesteps."""
     steps = len(timesteps) - (getattr(scheduler, "begin_index", None) or 0)
     said = getattr(pipe, "_num_timesteps", None)
-    if isinstance(said, int) and not isinstance(said, _Read):  # what we read before is of an earlier run
-        steps, pipe._num_timesteps = min(steps, said), _Read(said)
+    if isinstance(said, int):
+        steps = min(steps, said)
     values = [float(t) for t in timesteps.tolist()][-steps:]
     config = scheduler.config
     shift = None if config.get("use_dynamic_shifting") else config.get("flow_shift", config.get("shift"))
-    guidance = getattr(pipe, "guidance_scale", None)
     transformer = _first(pipe)
     handover, ratio = None, getattr(pipe.config, "boundary_ratio", None)
     if ratio is not None and getattr(pipe, "transformer_2", None) is not None:
@@ -375,13 +405,51 @@ def _trajectory(pipe: Any, scheduler: Any, timesteps: torch.Tensor) -> Trajector
         num_steps=steps,
         model=model_name(pipe),
         shift=shift,
-        guidance=float(guidance) if isinstance(guidance, int | float) else None,
+        guidance=acting_guidance(pipe),
         timesteps=tuple(values),
         handover=handover if handover and handover < steps else None,
         modulation=_modulation(transformer),
         remarks=_remarks(pipe, transformer, scheduler, steps),
         scheduler=type(scheduler).__name__,
+        sampler=scheduler,
     )
+
+
+def acting_guidance(pipe: Any) -> float | None:
+    """The guidance scale that mixes branches in the call under way: 1 where none does, `None` where it is not known.
+
+    A distilled scale (FLUX's `guidance_scale`, an input of the model) is none of them. What only the pipeline's call
+    knows (`true_cfg_scale`) is read there.
+    """
+    guider = getattr(pipe, "guider", None)
+    if guider is not None:
+        scale = getattr(guider, "guidance_scale", None) if getattr(guider, "_enabled", True) else 1.0
+        return float(scale) if isinstance(scale, int | float) else None
+    call = _arguments(pipe)
+    if "true_cfg_scale" in call:
+        scale = call["true_cfg_scale"]
+        return float(scale) if call.get("do_true_cfg", scale > 1) else 1.0
+    acts = getattr(pipe, "do_classifier_free_guidance", None)
+    scale = getattr(pipe, "guidance_scale", call.get("guidance_scale"))
+    if acts is False or (acts is None and getattr(_first(pipe).config, "guidance_embeds", False)):
+        return 1.0
+    return float(scale) if isinstance(scale, int | float) else None
+
+
+def _arguments(pipe: Any) -> dict[str, Any]:
+    """Arguments and variables of the pipeline's `__call__` under way; none outside of one."""
+    parameters = inspect.signature(type(pipe).__call__).parameters
+    if "true_cfg_scale" not in parameters and hasattr(pipe, "guidance_scale"):
+        return {}
+    frame = sys._getframe()
+    while frame.f_back is not None:
+        frame = frame.f_back
+        if frame.f_code.co_name == "__call__" and frame.f_code.co_varnames[:1] == ("self",):
+            found = frame.f_locals
+            if found.get("self") is pipe:
+                names = ("true_cfg_scale", "do_true_cfg", "guidance_scale")
+                return {name: found[name] for name in names if name in found}
+    return {}
 
 
 def _modulation(transformer: Any) -> Modulation | None:
@@ -395,11 +463,17 @@ def _modulation(transformer: Any) -> Modulation | None:
         weight = next(embedder.time_embedder.parameters())
         if weight.is_meta:
             raise ValueError("the time embedder's weights are offloaded one by one; offload whole models instead.")
-        e = embedder.time_embedder(embedder.timesteps_proj(torch.tensor([timestep], device=weight.device)).to(weight))
-        e = e.to(embedder.time_proj.weight)  # the embedder stays in float32 where the rest is in bfloat16
+        t = embedder.timesteps_proj(torch.tensor([timestep], device=weight.device))
+        e = embedder.time_embedder(t.to(_floating(embedder.time_embedder, t.dtype)))
+        e = e.to(_floating(embedder.time_proj, e.dtype))  # the embedder stays in float32 where the rest is in bfloat16
         return e, embedder.time_proj(embedder.act_fn(e))
 
     return modulation
+
+
+def _floating(module: torch.nn.Module, otherwise: torch.dtype) -> torch.dtype:
+    """The precision a module computes in; quantised weights are kept as whole numbers and do not tell."""
+    return next((p.dtype for p in module.parameters() if p.is_floating_point()), otherwise)
 
 
 def _first(pipe: Any) -> Any:
@@ -419,6 +493,6 @@ def _remarks(pipe: Any, model: Any, scheduler: Any, steps: int) -> tuple[str, ..
         or str(config.get("algorithm_type", "")).startswith("sde")
     ):
         remarks.append(
-            f"{name} adds fresh noise at every step, so neighbouring steps are less alike than reuse assumes"
+            f"{name} adds fresh noise at every step, so neighbouring steps are less alike than skipping assumes"
         )
     return tuple(remarks)

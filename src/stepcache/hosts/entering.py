@@ -1,193 +1,82 @@
-"""Enter a module of somebody else's: replace methods of one object, never of its class, and put back what was there."""
+"""Enter a module of somebody else's: one call of a transformer, or the blocks of its stack one by one."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
-from stepcache.core.cache import Call, StepCache
+from stepcache.core.cache import StepCache
+from stepcache.core.strategy import Call
+from stepcache.core.tensors import as_float
 
 Method = Callable[..., Any]
-
-
-_ABSENT = object()
+ABSENT = object()
 
 
 class Patches:
-    """Instance attributes set by us, undone in reverse order."""
+    """Attributes of objects (never of their classes) set by us, undone in reverse order."""
 
     def __init__(self) -> None:
-        self._ours: list[_Ours] = []
-        self.active = True
+        self._undo: list[tuple[dict[str, Any], str, Any]] = []
 
     def set(self, target: Any, name: str, make: Callable[[Method], Method], original: Method | None = None) -> None:
-        """Put `make(original)` in place of `target.name`; it passes calls through once `restore` has run."""
-        own = vars(target)  # not getattr and setattr: a compiled module would hand them on to the module inside
-        ours = _Ours(self, target, name, own.get(name, _ABSENT), original or getattr(target, name), make)
-        own[name] = ours
-        self._ours.append(ours)
+        """Put `make(original)` in place of `target.name`, until `restore`."""
+        own, original = vars(target), original or getattr(target, name)
+        self._undo.append((own, name, own.get(name, ABSENT)))
+        own[name] = functools.update_wrapper(make(original), original)
 
     def enter(self, module: torch.nn.Module, make: Callable[[Method], Method]) -> None:
         """Put `make(original)` around `module(...)`, outside of all that others wrap around its `forward`.
 
         `nn.Module.__call__` looks for `_compiled_call_impl` on the instance before it goes on to hooks and `forward`.
-        Standing there, a skipped call onloads no offloaded weights and enters no compiled graph, and libraries that
-        put their own `forward` in and out (accelerate does, after every run) do not undo ours. What is compiled
-        must be compiled before.
-
-        Raises:
-            ValueError: the module carries a cache already.
+        Standing there, a skipped call onloads no offloaded weights, gathers no shards and enters no compiled graph.
         """
-        if isinstance(module._compiled_call_impl, _Ours) and module._compiled_call_impl.active:
-            raise ValueError(f"this {type(module).__name__} carries a cache already; take that one out first.")
         self.set(module, "_compiled_call_impl", make, module._compiled_call_impl or module._call_impl)
 
-    def overridden(self) -> bool:
-        """Whether somebody has put his own call in place of one of ours, as `module.compile()` does."""
-        return any(not ours.on_top for ours in self._ours if ours.name == "_compiled_call_impl")
-
     def restore(self) -> None:
-        """Put everything back; where a stranger has wrapped our method since, ours stays as a plain passage."""
-        self.active = False
-        for ours in reversed(self._ours):
-            ours.take_out()
-        self._ours.clear()
-
-
-class _Ours:
-    """A method of ours on somebody's object.
-
-    It shows the signature of the one it replaces (pipelines look at it), passes calls through once the patches are
-    undone, and does not come along when the object is copied.
-    """
-
-    def __init__(
-        self,
-        patches: Patches,
-        target: Any,
-        name: str,
-        before: Any,
-        original: Method,
-        make: Callable[[Method], Method],
-    ) -> None:
-        functools.update_wrapper(self, original)
-        self._patches, self._target, self.name = patches, target, name
-        self._before, self._original = before, original
-
-        @functools.wraps(original)
-        def below(*args: Any, **kwargs: Any) -> Any:  # by name: what is below may be taken out while we stay
-            return self._original(*args, **kwargs)
-
-        self._replaced = make(below)
-
-    @property
-    def active(self) -> bool:
-        return self._patches.active
-
-    @property
-    def on_top(self) -> bool:
-        return vars(self._target).get(self.name) is self
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return (self._replaced if self.active else self._original)(*args, **kwargs)
-
-    def take_out(self) -> None:
-        """Restore what was there, on the object or below another method of ours."""
-        own, above = vars(self._target), vars(self._target).get(self.name)
-        if above is self:
-            if self._before is _ABSENT:
-                del own[self.name]
+        """Put back the very objects that were there."""
+        for own, name, before in reversed(self._undo):
+            if before is ABSENT:
+                own.pop(name, None)
             else:
-                own[self.name] = self._before
-        while isinstance(above, _Ours) and above is not self:
-            if above._before is self:
-                above._before, above._original = self._before, self._original
-            above = above._before
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        twin = memo.get(id(self._target))
-        return self if twin is None else getattr(type(twin), self.name).__get__(twin)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return getattr, (self._target, self.name)  # looked up before the state is there: the class's own method
-
-
-def inside(module: Any) -> Any:
-    """The module in the wrappings of torch.compile, FSDP, DDP or peft, whose signature and parts tell something."""
-    wrapped = list(inspect.signature(type(module).forward).parameters)[1:] == ["args", "kwargs"]
-    for name in ("_orig_mod", "_fsdp_wrapped_module", "base_model", "module", "model"):
-        inner = getattr(module, "_modules", {}).get(name)
-        if inner is not None and (wrapped or name == "_orig_mod"):
-            return inside(inner)
-    return module
+                own[name] = before
+        self._undo.clear()
 
 
 class Entrance:
-    """One call of a transformer: asks the cache, then evaluates or predicts, at the cache's boundary.
-
-    What goes in and comes out may be a tensor or any tree of tensors (a list with one latent a sample, an output
-    object, pictures and sound): it is cached as one tensor and given back in the shape it had.
-    """
+    """One call of a transformer that returns a list or tuple of one tensor: evaluated, or predicted."""
 
     def __init__(self, cache: StepCache, blocks: BlockStack | None = None) -> None:
         self.cache, self.blocks = cache, blocks
-        self._unpack: dict[str, Callable[[torch.Tensor], Any]] = {}
+        self._shapes: dict[str, torch.Tensor] = {}  # branch -> a tensor of its outputs' shape, which holds no memory
 
-    def __call__(
-        self, original: Method, args: Any, kwargs: Any, latent: Any, key: Hashable, holder: Any, owner: Hashable = None
-    ) -> Any:
-        """Call `original(*args, **kwargs)`, or do without; `latent` is the argument that holds the noisy latent."""
-        x, _ = pack(latent)
-        self.cache.batched = not isinstance(latent, list | tuple)
-        call = self.cache.enter(key, x, holder=holder, owner=owner)
-        if call.recalled is not None:
-            if call.branch not in self._unpack:  # what the model returns is not known yet: look once
-                _, self._unpack[call.branch] = pack(original(*args, **kwargs))
-            result = self._unpack[call.branch](call.recalled)
-        elif self.blocks is not None:
+    def __call__(self, original: Method, args: Any, kwargs: Any, x: torch.Tensor, branch: str) -> Any:
+        """Call `original(*args, **kwargs)`, or do without; `x` is the noisy latent among the arguments."""
+        call = self.cache.enter(branch, x)
+        if self.blocks is not None:
             with self.blocks.during(call):
                 result = original(*args, **kwargs)
         elif call.compute:
             result = original(*args, **kwargs)
-            output, self._unpack[call.branch] = pack(result)
-            if (handed_on := self.cache.keep(call, x, output)) is not output:
-                result = self._unpack[call.branch](handed_on)
+            self._shapes[call.branch] = result[0].new_empty(()).expand(result[0].shape)
+            self.cache.keep(call, x, result[0])
+        elif self.cache.strategy.predicts_guided:  # the sampler's door makes the forecast: anything of this shape
+            result = [torch.ones_like(self._shapes[call.branch], memory_format=torch.contiguous_format)]
         else:
-            result = self._unpack[call.branch](self.cache.predict(call, x))
+            result = [self.cache.predict(call, x)]
         self.cache.leave(call, x)
         return result
-
-
-def pack(tree: Any) -> tuple[torch.Tensor, Callable[[torch.Tensor], Any]]:
-    """The tensors in `tree` as one (itself, if it is the only one) and the way back; ValueError if there are none."""
-    leaves, shape = pytree.tree_flatten(tree)
-    tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
-    if not tensors:
-        raise ValueError(f"the model was given or gave {type(tree).__name__} without any tensor; nothing to cache.")
-    sizes = [t.shape for t in tensors]
-    others = [None if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
-    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
-
-    def unpack(packed: torch.Tensor) -> Any:
-        parts = [packed] if len(sizes) == 1 else packed.split([s.numel() for s in sizes])
-        filled = list(others)
-        for i, part, size in zip(places, parts, sizes, strict=True):
-            filled[i] = part if len(sizes) == 1 else part.view(size)
-        return pytree.tree_unflatten(filled, shape)
-
-    return (tensors[0] if len(tensors) == 1 else torch.cat([t.flatten() for t in tensors])), unpack
 
 
 class BlockStack:
     """Reuse of a block stack's residual; every block is entered by itself, the containers stay untouched.
 
-    While a call says reuse, the first block that runs adds the cached residual to the tokens and the others pass them
+    While a call says skip, the first block that runs adds the cached residual to the tokens and the others pass them
     through. (A model may leave blocks out, as skip-layer guidance does; which one runs first or last is seen, not
     assumed.)
 
@@ -199,25 +88,17 @@ class BlockStack:
     """
 
     def __init__(
-        self,
-        cache: StepCache,
-        blocks: list[torch.nn.Module],
-        patches: Patches,
-        streams: tuple[str, ...] = ("x",),
-        tokens: str | None = None,
-    ) -> None:
-        self.cache, self.streams = cache, streams
-        self.tokens = streams.index(tokens) if tokens else 0
+        self, cache: StepCache, blocks: list[torch.nn.Module], patches: Any,
+        streams: tuple[str, ...] = ("x",), tokens: int = 0,
+    ) -> None:  # fmt: skip
+        self.cache, self.streams, self.tokens = cache, streams, tokens
         self.call: Call | None = None
-        self._before: torch.Tensor | None = None
-        self._after: torch.Tensor | None = None
+        self.before: torch.Tensor | None = None  # the tokens before the first block of this call, and
+        self.after: torch.Tensor | None = None  # after the last one that was evaluated
+        self._dtype: torch.dtype | None = None  # of the tokens after the stack
         for block in blocks:
-            names = list(inspect.signature(type(inside(block)).forward).parameters)[1:]
-            places = {name: names.index(name) for name in streams if name in names}
-            if len(streams) == 1:
-                places.setdefault(streams[0], 0)
-            elif missing := set(streams) - set(places):
-                raise ValueError(f"{type(block).__name__}.forward has no argument {' or '.join(sorted(missing))}.")
+            names = list(inspect.signature(type(block).forward).parameters)[1:]
+            places = {name: names.index(name) if name in names else 0 for name in streams}
             patches.enter(block, functools.partial(self._wrap, places=places))
 
     @contextmanager
@@ -226,26 +107,30 @@ class BlockStack:
         self.call = call
         try:
             yield
-            if self._before is not None and self._after is not None:
-                self.cache.keep(call, self._before, self._after)
+            if self.before is not None and self.after is not None:
+                self._dtype = self.after.dtype
+                self.cache.keep(call, self.before, as_float(self.after) - as_float(self.before))
         finally:
-            self.call = self._before = self._after = None
+            self.call = self.before = self.after = None
+
+    def evaluate(self, tokens: torch.Tensor, run: Callable[[], Any]) -> Any:
+        """Run a block on `tokens`; gives what it returns."""
+        self.before = tokens if self.before is None else self.before
+        result = run()
+        self.after = result if len(self.streams) == 1 else result[self.tokens]
+        return result
 
     def _wrap(self, original: Method, places: dict[str, int]) -> Method:
         def forward(*args: Any, **kwargs: Any) -> Any:
-            call = self.call
-            if call is None:
+            if self.call is None:
                 return original(*args, **kwargs)
             streams = [kwargs[n] if n in kwargs else args[places[n]] for n in self.streams]
-            first = self._before is None
-            if first:
-                self._before = streams[self.tokens]
-            if not call.compute:
-                if first:
-                    streams[self.tokens] = self.cache.predict(call, streams[self.tokens])
-                return streams[0] if len(streams) == 1 else tuple(streams)
-            result = original(*args, **kwargs)
-            self._after = result if len(streams) == 1 else result[self.tokens]
-            return result
+            tokens = streams[self.tokens]
+            if self.call.compute:
+                return self.evaluate(tokens, lambda: original(*args, **kwargs))
+            if self.before is None:
+                self.before = tokens
+                streams[self.tokens] = (tokens + self.cache.predict(self.call, tokens)).to(self._dtype or tokens.dtype)
+            return streams[0] if len(streams) == 1 else tuple(streams)
 
         return forward

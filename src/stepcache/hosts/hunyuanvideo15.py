@@ -1,9 +1,9 @@
 """stepcache in the HunyuanVideo-1.5 repository (Tencent-Hunyuan/HunyuanVideo-1.5): T2V and I2V, one process or several.
 
 Upstream has a place for caches: before its loop the pipeline calls `cache_helper.clear_states()`, and at every step it
-sets `cache_helper.cur_timestep`. `install` puts a helper there and enters the transformer of that one pipeline; the
-super-resolution stage, whose transformer is of the same class, is a pipeline of its own and stays as it is.
-Guidance is one batched call ([uncond, cond]), so there is one branch.
+sets `cache_helper.cur_timestep`. `install` puts a helper there and enters the transformer of that one pipeline and its
+sampler; the super-resolution stage, whose transformer is of the same class, is a pipeline of its own and stays as it
+is. Guidance is one batched call ([uncond, cond]), so there is one branch.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
-from stepcache.core.cache import Policy, StepCache
+from stepcache.core.cache import StepCache
+from stepcache.core.strategy import Policy
 from stepcache.core.trajectory import Trajectory
-from stepcache.hindsight.response import response
 from stepcache.hosts.entering import BlockStack, Entrance, Method, Patches
 
 MODEL = "hunyuanvideo-1.5"
@@ -24,10 +24,11 @@ class DoesNotFit(ValueError):
 
 
 class CacheHelper:
-    """What upstream's loop expects of a cache, turned into trajectories and steps of a StepCache."""
+    """What upstream's loop expects of a cache, turned into runs and steps of a StepCache."""
 
     def __init__(self, pipe: Any, cache: StepCache, patches: Patches) -> None:
         self.cache, self._pipe, self._patches, self._step = cache, weakref.ref(pipe), patches, 0
+        self._sampler: Any = None
 
     def clear_states(self) -> None:
         """A new video: upstream has set its timesteps just before. DoesNotFit if the policy is for other runs."""
@@ -35,13 +36,17 @@ class CacheHelper:
         if pipe is None:
             return
         scheduler = pipe.scheduler
+        if scheduler is not self._sampler:
+            self._sampler = scheduler
+            self._patches.set(scheduler, "step", self._at_sampler)
         run = Trajectory(
             num_steps=len(scheduler.timesteps),
             model=MODEL,
             shift=scheduler.config.get("shift"),
             guidance=float(pipe.guidance_scale),
-            timesteps=tuple(float(t) for t in scheduler.timesteps.tolist()),
-            response=lambda: response(scheduler),
+            timesteps=tuple(map(float, scheduler.timesteps)),
+            scheduler=type(scheduler).__name__,
+            sampler=scheduler,
         )
         try:
             self.cache.begin(run)
@@ -56,10 +61,15 @@ class CacheHelper:
     @cur_timestep.setter
     def cur_timestep(self, step: int) -> None:
         self._step = step
-        self.cache.step_over()
+
+    def _at_sampler(self, original: Method) -> Method:
+        def step(model_output: Any, *args: Any, **kwargs: Any) -> Any:
+            return original(self.cache.step_over(model_output), *args, **kwargs)
+
+        return step
 
     def remove(self) -> None:
-        """Restore the transformer and free the cache."""
+        """Restore transformer and sampler and free the cache."""
         self._patches.restore()
         self.cache.end()
 
@@ -70,12 +80,12 @@ def install(pipe: Any, policy: Policy) -> CacheHelper:
     transformer = pipe.transformer
     stack = None
     if cache.boundary == "blocks":
-        stack = BlockStack(cache, list(transformer.double_blocks), patches, ("img", "txt"), tokens="img")
+        stack = BlockStack(cache, list(transformer.double_blocks), patches, ("img", "txt"))
     entrance = Entrance(cache, stack)
 
     def enter(original: Method) -> Method:
         def call(latents: Any, *args: Any, **kwargs: Any) -> Any:
-            return entrance(original, (latents, *args), kwargs, latents, "batched", None)
+            return entrance(original, (latents, *args), kwargs, latents, "batched")
 
         return call
 

@@ -1,48 +1,58 @@
 """stepcache in any code that calls a denoiser as a module: `denoiser(x, t, ...)`.
 
-    with stepcache.attach(model, Uniform(budget=15), sample="x", timestep="timestep", num_steps=30) as run:
-        video = scheduler.sample(model, ...)
+    with stepcache.attach(model, Hindsight(15), sample="x", num_steps=30, scheduler=scheduler, guidance=5.0) as run:
+        video = sample(model, scheduler, ...)
     print(run.summary())
 
-One call is one step, unless `condition` names the argument that tells branches apart (prompt and empty prompt in calls
-of their own); then a step ends when a branch comes round again.
+A step ends when the scheduler takes its step. Without a scheduler it ends when the timestep changes; without either,
+when a branch comes round again (one call a step, unless `condition` tells branches apart).
 """
 
 from __future__ import annotations
 
 import inspect
-import warnings
+import math
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.utils import _pytree as pytree
 
-from stepcache.core.cache import Policy, StepCache
+from stepcache.core.cache import StepCache
+from stepcache.core.follow_weights import as_policy
 from stepcache.core.plan import Plan
+from stepcache.core.strategy import Policy
 from stepcache.core.summary import RunSummary
 from stepcache.core.trajectory import Trajectory
-from stepcache.hindsight.response import response
-from stepcache.hosts.entering import BlockStack, Entrance, Method, Patches, inside
-from stepcache.methods.fixed import as_policy
+from stepcache.hosts.entering import Method
+from stepcache.hosts.patching import (
+    Branches,
+    ForeignBlockStack,
+    LastingPatches,
+    TreeEntrance,
+    device_from,
+    first_tensor,
+    inside,
+)
 
 
 class Attached:
     """A module with a cache; also a context manager that detaches on exit."""
 
-    def __init__(self, cache: StepCache, patches: Patches, run: Trajectory) -> None:
-        self.cache, self.run, self._patches = cache, run, patches
+    def __init__(self, cache: StepCache, patches: LastingPatches, run: Trajectory, branches: Branches) -> None:
+        self.cache, self.run, self._patches, self._branches = cache, run, patches, branches
 
     def restart(self) -> None:
-        """Begin a new trajectory with the next call, e.g. after an abort that the timestep does not show."""
+        """Begin a new run with the next call, e.g. after an abort that nothing else shows."""
+        self._branches.clear()
         self.cache.begin(self.run)
 
     def summary(self) -> RunSummary:
-        """What the last trajectory (or the one under way) did."""
+        """What the last run (or the one under way) did."""
         return self.cache.summary()
 
     def detach(self) -> None:
-        """Restore the module exactly and free the cache; the summary stays."""
+        """Restore module and scheduler exactly and free the cache; the summary stays."""
         self._patches.restore()
         self.cache.end()
 
@@ -61,36 +71,39 @@ def attach(
     num_steps: int,
     timestep: str | None = None,
     condition: str | None = None,
+    scheduler: Any = None,
+    guidance: float | None = None,
     blocks: list[torch.nn.Module] | None = None,
     streams: tuple[str, ...] = ("x",),
     model: str | None = None,
-    scheduler: Any = None,
     cache_device: torch.device | str | None = None,
     group: dist.ProcessGroup | None = None,
 ) -> Attached:
     """Put a cache around `module(...)` until `detach`.
 
     Args:
-        module: the denoiser, entered on the instance; its class and other instances stay as they are. The code that
-            receives its outputs must not write into them.
-        policy: a method with its settings, or a `Plan`.
+        module: the denoiser, entered on the instance; its class and other instances stay as they are.
+        policy: a method with its settings, a plan file, or a `Plan`.
         sample: name of the argument of `module.forward` that holds the noisy latent.
         num_steps: steps of the sampling loop.
-        timestep: name of the argument that holds the timestep. Given, a step ends when it changes, and a trajectory
-            begins when it is back where the last one began (a run that was aborted); reading it costs one
-            synchronisation a call on a GPU.
-        condition: name of the argument whose identity tells branches apart; default: one branch. Tensors that are
-            made anew at every call are recognised by their content, if `timestep` is given too.
+        timestep: name of the argument that holds the timestep. A step ends when it changes, and a run begins when it
+            is back where the last one began (one that was aborted); reading it costs one synchronisation a call on a
+            GPU. Timesteps that repeat need the scheduler instead.
+        condition: name of the argument whose identity or content tells branches apart; default: their order.
+        scheduler: the sampler that steps with the outputs (a diffusers scheduler, or one with its `timesteps` and
+            `step(model_output, ...)`). It ends steps, new timesteps begin a run, plans are checked against it, and
+            `Hindsight` stands at its door.
+        guidance: the guidance scale that mixes the branches; 1 where there is none. Plans are checked against it, and
+            `Hindsight` needs it.
         blocks: the block list, for boundary "blocks".
         streams: names of the arguments that a block takes and returns, the first of them the tokens.
         model: name under which published figures are looked up and plans are checked.
-        scheduler: the sampler that steps with the outputs (a diffusers scheduler, or one with its `timesteps` and
-            `step`); its timesteps must be set when the loop begins. Known, plans may look back (`Plan.hindsight`).
         cache_device: where cached tensors live between steps; default: where they are made.
-        group: process group of the ranks that work on one trajectory together.
+        group: process group of the ranks that work on one run together.
 
     Raises:
-        ValueError: no such argument, the policy does not fit, or it asks for "blocks" and none are given.
+        ValueError: no such argument, the policy does not fit, it asks for "blocks" and none are given, or for the
+            sampler and there is none.
     """
     policy = as_policy(policy)
     names = list(inspect.signature(inside(module).forward).parameters)
@@ -99,56 +112,109 @@ def attach(
             raise ValueError(
                 f"{type(module).__name__}.forward has no argument {given!r}; its arguments are {', '.join(names)}."
             )
-    cache, patches = StepCache(policy, cache_device=cache_device, group=group), Patches()
+    if guidance is not None and not math.isfinite(guidance):
+        raise ValueError(f"guidance is {guidance}; expected a finite number, 1 for none.")
+    rounds = scheduler is None and timestep is None
+    cache = StepCache(policy, cache_device=device_from(cache_device), group=group, rounds=rounds)
+    patches = LastingPatches()
     if cache.boundary == "blocks" and not blocks:
         raise ValueError("boundary blocks needs the block list: attach(..., blocks=list(module.blocks)).")
-    run = Trajectory(num_steps, model, response=None if scheduler is None else lambda: response(scheduler))
-    cache.begin(run)
-    stack = BlockStack(cache, blocks, patches, streams) if blocks and cache.boundary == "blocks" else None
-    entrance, clock = Entrance(cache, stack), _Clock()
+    host = _Host(cache, patches, num_steps, model, scheduler, guidance)
+    if cache.strategy.predicts_guided and scheduler is None:
+        raise ValueError(f"{policy} forecasts what the sampler gets; name it: attach(..., scheduler=scheduler).")
+    stack = ForeignBlockStack(cache, blocks, patches, streams) if blocks and cache.boundary == "blocks" else None
+    entrance = TreeEntrance(cache, stack)
 
     def enter(original: Method) -> Method:
         def call(*args: Any, **kwargs: Any) -> Any:
             known = {**dict(zip(names, args, strict=False)), **kwargs}
-            if timestep is not None:
-                clock.see(known[timestep], cache, run, alone=condition is None)
-            tensors = pytree.tree_leaves(known.get(condition)) if condition else []
-            holder = tensors[0] if tensors else None
-            key = "all" if holder is None else id(holder)
+            host.see(None if timestep is None else known[timestep])
+            found = first_tensor(known.get(condition)) if condition else None
+            branch = "all" if found is None else host.branches.name(found)
             try:
-                return entrance(original, args, kwargs, known[sample], key, holder)
+                return entrance.enter(original, args, kwargs, known[sample], branch)
             except BaseException:  # the loop is over; the next call begins another
-                clock.first = None
-                cache.begin(run)
+                host.aborted()
                 raise
 
         return call
 
     patches.enter(module, enter)
-    return Attached(cache, patches, run)
+    return Attached(cache, patches, host.run, host.branches)
 
 
-class _Clock:
-    """Reads steps and trajectories off the timesteps of successive calls."""
+class _Host:
+    """Finds runs and steps: by the scheduler, by the timesteps of successive calls, or not at all."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        cache: StepCache,
+        patches: LastingPatches,
+        num_steps: int,
+        model: str | None,
+        scheduler: Any,
+        guidance: float | None,
+    ) -> None:
+        self.cache, self.scheduler, self.branches = cache, scheduler, Branches()
+        self.timesteps: Any = None
         self.first: float | None = None
         self.last = 0.0
+        if scheduler is None:
+            self.run = Trajectory(num_steps, model, guidance=guidance)
+        else:
+            config = getattr(scheduler, "config", {})
+            shift = None if config.get("use_dynamic_shifting") else config.get("flow_shift", config.get("shift"))
+            self.run = Trajectory(
+                num_steps,
+                model,
+                None if shift is None else float(shift),
+                guidance,
+                scheduler=type(scheduler).__name__,
+                sampler=scheduler,
+            )
+            patches.set(scheduler, "step", self._step)
+        cache.begin(self.run)
 
-    def see(self, timestep: Any, cache: StepCache, run: Trajectory, *, alone: bool) -> None:
+    def see(self, timestep: Any) -> None:
+        """A call is about to be made: did a step end, or a run begin?"""
+        if self.scheduler is not None:
+            if self.scheduler.timesteps is not self.timesteps:
+                self.timesteps = self.scheduler.timesteps
+                self._begin()
+        elif timestep is not None:
+            self._read(timestep)
+
+    def aborted(self) -> None:
+        """The run under way is over."""
+        self.first = None
+        self._begin()
+
+    def _begin(self) -> None:
+        self.branches.clear()
+        if self.scheduler is None:
+            self.cache.begin(self.run)
+        else:  # its timesteps are set by now
+            timesteps = tuple(float(t) for t in self.scheduler.timesteps)
+            self.cache.begin(replace(self.run, timesteps=timesteps))
+
+    def _step(self, original: Method) -> Method:
+        def step(*args: Any, **kwargs: Any) -> Any:
+            if "model_output" in kwargs:
+                kwargs["model_output"] = self.cache.step_over(kwargs["model_output"])
+            elif args:
+                args = (self.cache.step_over(args[0]), *args[1:])
+            return original(*args, **kwargs)
+
+        return step
+
+    def _read(self, timestep: Any) -> None:
         """Take the timestep of the next call, a number or a tensor of equal ones."""
         value = float(timestep.flatten()[0]) if isinstance(timestep, torch.Tensor) else float(timestep)
         if self.first is None:
             self.first = value
-        elif value == self.last and alone:
-            warnings.warn(
-                "two calls at one timestep are taken as two steps; if they are guidance's two branches, name the "
-                "argument that tells them apart (condition=...).",
-                stacklevel=4,
-            )
         elif value != self.last and (value - self.first) * (self.first - self.last) >= 0 and self.last != self.first:
-            cache.begin(run)  # back at the start, or before it
+            self._begin()  # back at the start, or before it
             self.first = value
         elif value != self.last:
-            cache.step_over()
+            self.cache.step_over()
         self.last = value

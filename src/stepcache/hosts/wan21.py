@@ -1,127 +1,113 @@
 """stepcache in the Wan2.1 repository (Wan-Video/Wan2.1): T2V, T2I, I2V, FLF2V and VACE, one process or several.
 
-Upstream's `generate.py` creates its pipeline object inside a function, as `wan.WanT2V(...)`. So these names are
-replaced, for as long as `installed` is active, by factories that put a cache into the one object they make. The
-transformer is then entered as an object, outside of the `forward` that upstream may have set (sequence parallelism)
-or wrapped (FSDP): both keep working, and a skipped call gathers no shards.
+Upstream's `generate.py` creates its pipeline object inside a function, as `wan.WanT2V(...)`, and that creates a sampler
+for every video. So these names are replaced, for as long as `installed` is active, by factories that put a cache into
+the one pipeline they make and stand at the door of its samplers. The transformer is entered as an object, outside of
+the `forward` that upstream may have set (sequence parallelism) or wrapped (FSDP): both keep working.
 """
 
 from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch.distributed as dist
 
-from stepcache.core.cache import Policy, StepCache
+from stepcache.core.cache import StepCache
+from stepcache.core.strategy import Policy
 from stepcache.core.trajectory import Trajectory
-from stepcache.hindsight.response import response
-from stepcache.hosts.entering import BlockStack, Entrance, Patches
+from stepcache.hosts.entering import BlockStack, Entrance, Method, Patches
 
 FACTORIES = ("WanT2V", "WanI2V", "WanFLF2V", "WanVace")
 SAMPLERS = ("FlowUniPCMultistepScheduler", "FlowDPMSolverMultistepScheduler")
 
 
 @contextmanager
-def installed(
-    wan: Any, policy: Policy, model: str | None = None, on_sampler: Callable[[Any], None] | None = None
-) -> Iterator[list[StepCache]]:
+def installed(wan: Any, policy: Policy, model: str | None = None) -> Iterator[list[StepCache]]:
     """While active, every pipeline made from the upstream package `wan` runs with `policy`.
 
-    Yields the caches of the pipelines made so far, for their summaries. `model` is the name plans are checked against;
-    `on_sampler` is shown the sampler that upstream makes for a run.
+    Yields the caches of the pipelines made so far, for their summaries. `model` is the name plans are checked against.
     """
     caches: list[StepCache] = []
-    made: list[Any] = []  # the sampler of the run
     patches = Patches()
 
-    def see(sampler: Any) -> None:
-        made[:] = [sampler]
-        if on_sampler is not None:
-            on_sampler(sampler)
-
-    def factory(original: Callable[..., Any]) -> Callable[..., Any]:
+    def factory(original: Method) -> Method:
         def create(*args: Any, **kwargs: Any) -> Any:
             pipe = original(*args, **kwargs)
-            cache = StepCache(policy, group=dist.group.WORLD if _ranks() > 1 else None)
-            caches.append(cache)
-            patches.set(pipe, "generate", lambda generate: _generate(generate, pipe, cache, model, made))
-            _show_samplers(sys.modules[type(pipe).__module__], see, patches)
+            alone = not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1
+            caches.append(StepCache(policy, group=None if alone else dist.group.WORLD))  # all ranks make one video
+            _Host(pipe, caches[-1], model, patches)
             return pipe
 
         return create
 
-    for name in FACTORIES:
-        if hasattr(wan, name):
-            patches.set(wan, name, factory)
+    for name in filter(vars(wan).__contains__, FACTORIES):
+        patches.set(wan, name, factory)
     try:
         yield caches
     finally:
         patches.restore()
 
 
-def _show_samplers(module: Any, on_sampler: Callable[[Any], None], patches: Patches) -> None:
-    """Replace the names of the samplers in the pipeline's module by factories that show what they make."""
+class _Host:
+    """A pipeline of upstream's: every `generate` is a run, its sampler ends steps and is given the guided output."""
 
-    def factory(original: Callable[..., Any]) -> Callable[..., Any]:
+    sampler: Any = None
+
+    def __init__(self, pipe: Any, cache: StepCache, model: str | None, patches: Patches) -> None:
+        self.pipe, self.cache, self.model = pipe, cache, model
+        patches.set(pipe, "generate", self._generate)
+        module = sys.modules[type(pipe).__module__]
+        for name in filter(vars(module).__contains__, SAMPLERS):
+            patches.set(module, name, self._make_sampler)
+
+    def _generate(self, original: Method) -> Method:
+        def generate(*args: Any, **kwargs: Any) -> Any:
+            given = inspect.signature(original).bind(*args, **kwargs)
+            given.apply_defaults()
+            steps, shift, guidance = (given.arguments[name] for name in ("sampling_steps", "shift", "guide_scale"))
+            patches = Patches()
+            try:
+                self._enter(patches, Trajectory(int(steps), self.model, float(shift), float(guidance)))
+                return original(*args, **kwargs)
+            finally:
+                patches.restore()
+                self.cache.end()
+
+        return generate
+
+    def _make_sampler(self, original: Method) -> Method:
         def create(*args: Any, **kwargs: Any) -> Any:
-            sampler = original(*args, **kwargs)
-            on_sampler(sampler)
+            self.sampler = sampler = original(*args, **kwargs)
+            step = sampler.step
+            sampler.step = lambda output, *a, **k: step(self.cache.step_over(output), *a, **k)  # it dies with the video
             return sampler
 
         return create
 
-    for name in SAMPLERS:
-        if hasattr(module, name):
-            patches.set(module, name, factory)
+    def _enter(self, patches: Patches, run: Trajectory) -> None:
+        """Enter `model(x, t=, context=, ...)`: x a list of one latent (C, F, H, W), the result likewise."""
+        model, prompts = self.pipe.model, list[Any]()
+        stack = BlockStack(self.cache, list(model.blocks), patches) if self.cache.boundary == "blocks" else None
+        entrance = Entrance(self.cache, stack)
 
+        def enter(original: Method) -> Method:
+            def call(x: list[Any], *args: Any, **kwargs: Any) -> Any:
+                prompt = kwargs["context"][0]
+                if not prompts:  # the first evaluation, of the prompt: by now the sampler has its timesteps
+                    timesteps, name = tuple(map(float, self.sampler.timesteps)), type(self.sampler).__name__
+                    self.cache.begin(replace(run, timesteps=timesteps, scheduler=name, sampler=self.sampler))
+                    prompts.append(prompt)
+                return entrance(original, (x, *args), kwargs, x[0], "cond" if prompt is prompts[0] else "uncond")
 
-def _ranks() -> int:
-    """Upstream gives all ranks one video, so they all share the trajectory."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+            return call
 
-
-def _generate(
-    original: Callable[..., Any], pipe: Any, cache: StepCache, model: str | None, made: list[Any]
-) -> Callable[..., Any]:
-    def generate(*args: Any, **kwargs: Any) -> Any:
-        call = inspect.signature(original).bind(*args, **kwargs)
-        call.apply_defaults()
-        steps, shift, guidance = (call.arguments[n] for n in ("sampling_steps", "shift", "guide_scale"))
-        made.clear()
-        run = Trajectory(int(steps), model, float(shift), float(guidance), response=lambda: response(made[-1]))
-        cache.begin(run)
-        patches = Patches()
-        try:
-            _install(pipe.model, cache, patches)
-            return original(*args, **kwargs)
-        finally:
-            patches.restore()
-            cache.end()
-
-    return generate
-
-
-def _install(model: Any, cache: StepCache, patches: Patches) -> None:
-    """Enter `model(x, t=, context=, ...)`: x a list of one latent (C, F, H, W), the result likewise."""
-    stack = BlockStack(cache, list(model.blocks), patches) if cache.boundary == "blocks" else None
-    entrance = Entrance(cache, stack)
-
-    def enter(original: Callable[..., Any]) -> Callable[..., Any]:
-        def call(x: list[Any], *args: Any, **kwargs: Any) -> list[Any]:
-            context = kwargs["context"]
-            return entrance(original, (x, *args), kwargs, x, id(context), context)
-
-        return call
-
-    patches.enter(model, enter)
-    inner = getattr(model, "_fsdp_wrapped_module", model)
-    if stack is not None and hasattr(inner, "forward_vace"):  # VACE's own blocks feed only those that are skipped
-
-        def hints(original: Callable[..., Any]) -> Callable[..., Any]:
-            return lambda *a, **k: original(*a, **k) if stack.call is None or stack.call.compute else None
-
-        patches.set(inner, "forward_vace", hints)
+        patches.enter(model, enter)
+        inner = getattr(model, "_fsdp_wrapped_module", model)
+        if stack is not None and hasattr(inner, "forward_vace"):  # VACE's own blocks feed only those that are skipped
+            skips = lambda: stack.call is not None and not stack.call.compute  # noqa: E731
+            patches.set(inner, "forward_vace", lambda hints: lambda *a, **k: None if skips() else hints(*a, **k))

@@ -159,7 +159,7 @@ def to_json(
     }
 
 
-def _compare(pairs: Sequence[Pair], protocol: str, lpips: LPIPS | None, device: torch.device) -> list[ClipComparison]:
+def compare(pairs: Sequence[Pair], protocol: str, lpips: LPIPS | None, device: torch.device) -> list[ClipComparison]:
     bar = tqdm(pairs, unit="pair", disable=len(pairs) == 1, leave=False)
     return [
         compare_clips(pair.original, pair.generated, protocol=protocol, lpips=lpips, device=device, progress=True)

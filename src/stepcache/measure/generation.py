@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,21 +12,30 @@ from typing import Any
 import numpy as np
 import torch
 
-from stepcache.core.cache import Policy
+from stepcache.core.strategy import Policy
 from stepcache.core.summary import RunSummary
 from stepcache.core.trajectory import Trajectory
 from stepcache.files import read_text
 from stepcache.hosts.diffusers import accelerate, model_name
-from stepcache.methods import (
-    MagCacheCalibration,
-)
+from stepcache.measure.device import find_device
+from stepcache.measure.prompts import check_seed
+from stepcache.methods import LeMiCa, MagCache, MagCacheCalibration, TeaCache
 
-PIPELINES = ("WanPipeline", "WanImageToVideoPipeline")
-"""What this command knows the inputs of; the library takes any pipeline."""
+TEXT_TO_VIDEO, IMAGE_TO_VIDEO = "WanPipeline", "WanImageToVideoPipeline"
+"""Pipelines whose inputs the commands know; the library takes any."""
 
 
 DEFAULTS_FILE = "generation_defaults.json"
-"""A model folder may hold this JSON object: height, width, num_frames, fps, guidance."""
+"""A model folder may hold this JSON object of numbers: height, width, num_frames, fps, guidance."""
+
+
+DEFAULTS: dict[str, tuple[type, ...]] = {
+    "height": (int,),
+    "width": (int,),
+    "num_frames": (int,),
+    "fps": (int, float),
+    "guidance": (int, float),
+}
 
 
 @dataclass(frozen=True)
@@ -42,70 +52,146 @@ class Request:
     num_frames: int = 81
 
 
-def load_pipeline(model: str, device: str | None = None, dtype: str | None = None) -> Any:
+def load_pipeline(
+    model: str,
+    device: str | None = None,
+    dtype: str | None = None,
+    kinds: tuple[str, ...] = (TEXT_TO_VIDEO,),
+) -> Any:
     """Load a diffusers Wan pipeline.
+
+    Args:
+        model: folder, or hub id such as owner/name.
+        device: default cuda if there is one, else cpu.
+        dtype: float32, bfloat16 or float16 of all but the VAE; default bfloat16 on cuda, float32 on cpu.
+        kinds: class names of the pipelines that will do.
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: not a supported pipeline.
+        ValueError: a pipeline of another kind, or a device that is not there, said before any weights are read; or
+            damaged files, or too large ones.
         ImportError: diffusers is not installed.
     """
+    place = find_device(device)
+    kind = pipeline_kind(model)
+    if kind is not None:
+        _check_kind(model, kind, kinds)
     try:
         from diffusers import DiffusionPipeline
+        from safetensors import SafetensorError
     except ImportError as error:
         raise ImportError("this needs diffusers: pip install 'stepcache[diffusers,video]'.") from error
-    looks_local = model.startswith((".", "/", "~")) or model.count("/") != 1
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        if not (folder / "model_index.json").is_file():
-            raise FileNotFoundError(f"model folder {model!r} has no model_index.json; it is not a diffusers pipeline.")
-        model = str(folder)
-    elif looks_local:
-        raise FileNotFoundError(f"model folder {model!r} does not exist; give a folder or a hub id such as owner/name.")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = dtype or ("bfloat16" if device.startswith("cuda") else "float32")
+    dtype = dtype or ("bfloat16" if place.type == "cuda" else "float32")
     precision = {"default": getattr(torch, dtype), "vae": torch.float32}  # Wan's VAE loses colours in half precision
-    with warnings.catch_warnings():  # newer diffusers say `dtype`, older ones know only `torch_dtype`
-        warnings.filterwarnings("ignore", message=".*torch_dtype.*", category=FutureWarning)
-        pipe = DiffusionPipeline.from_pretrained(model, torch_dtype=precision)
-    if type(pipe).__name__ not in PIPELINES:
-        raise ValueError(f"{model!r} is a {type(pipe).__name__}; expected one of {', '.join(PIPELINES)}.")
     try:
-        return pipe.to(device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {device!r} cannot be used here: {error}") from error
+        with warnings.catch_warnings():  # newer diffusers say `dtype`, older ones know only `torch_dtype`
+            warnings.filterwarnings("ignore", message=".*torch_dtype.*", category=FutureWarning)
+            pipe = DiffusionPipeline.from_pretrained(model if kind is None else _folder(model), torch_dtype=precision)
+        _check_kind(model, type(pipe).__name__, kinds)
+        return pipe.to(place)
+    except (SafetensorError, RuntimeError, LookupError, TypeError) as error:  # damaged files, or no memory for them
+        raise ValueError(f"model {model!r} cannot be loaded on {place}: {error}") from error
+
+
+def _folder(model: str) -> Path:
+    return Path(model).expanduser()
+
+
+def _check_kind(model: str, kind: str, kinds: tuple[str, ...]) -> None:
+    if kind not in kinds:
+        raise ValueError(f"{model!r} is a {kind}; expected a {' or '.join(kinds)}.")
+
+
+def pipeline_kind(model: str) -> str | None:
+    """Class name of the pipeline in a folder; None for a hub id, which only loading can tell.
+
+    Raises:
+        FileNotFoundError: no such folder, or none of a diffusers pipeline.
+        ValueError: its model_index.json is damaged.
+    """
+    folder = _folder(model)
+    if not folder.is_dir():
+        if model.startswith((".", "/", "~")) or model.count("/") != 1:
+            raise FileNotFoundError(
+                f"model folder {model!r} does not exist; give a folder or a hub id such as owner/name."
+            )
+        return None
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise FileNotFoundError(f"model folder {model!r} has no model_index.json; it is not a diffusers pipeline.")
+    return str(_json_object(index, "model index").get("_class_name"))
 
 
 def model_defaults(model: str) -> dict[str, Any]:
-    """The folder's own defaults (`generation_defaults.json`), else none."""
-    path = Path(model).expanduser() / DEFAULTS_FILE
+    """The folder's own defaults (`generation_defaults.json`), else none; ValueError for a damaged file."""
+    path = _folder(model) / DEFAULTS_FILE
     if not path.is_file():
         return {}
-    defaults = json.loads(read_text(path, "defaults"))
-    if not isinstance(defaults, dict):
-        raise ValueError(f"{path}: expected a JSON object.")
+    defaults = _json_object(path, "defaults")
+    for name, value in defaults.items():
+        if name not in DEFAULTS or type(value) not in DEFAULTS[name]:
+            raise ValueError(f"{path}: {name} is {value!r}; expected numbers named {', '.join(DEFAULTS)}.")
     return defaults
 
 
-def check_policy(policy: Policy, pipe: Any, request: Request) -> None:
-    """Let a policy that does not fit the run say so before anything is computed (ValueError)."""
-    if not isinstance(policy, MagCacheCalibration):
-        shift = pipe.scheduler.config.get("flow_shift")
-        model = model_name(pipe)
-        policy.begin(Trajectory(request.steps, model, shift, request.guidance, boundary=policy.boundary))
+def _json_object(path: Path, kind: str) -> dict[str, Any]:
+    try:
+        found = json.loads(read_text(path, kind))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}.") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: expected a JSON object.")
+    return found
+
+
+def check_policy(policy: Policy, request: Request, pipe: Any = None) -> None:
+    """Let a policy that does not fit the run say so before anything is computed (ValueError).
+
+    Without a pipeline what the model alone can tell is left out, so that the rest is said before it is loaded.
+    """
+    if isinstance(policy, MagCacheCalibration) or (pipe is None and _needs_model(policy)):
+        return
+    shift = None if pipe is None else pipe.scheduler.config.get("flow_shift")
+    model = None if pipe is None else model_name(pipe)
+    policy.begin(Trajectory(request.steps, model, shift, request.guidance, boundary=policy.boundary))
+
+
+def _needs_model(policy: Policy) -> bool:
+    """Whether a policy looks up figures of the model that runs."""
+    if isinstance(policy, MagCache):
+        return policy.model is None and policy.ratios is None
+    return isinstance(policy, TeaCache) or (isinstance(policy, LeMiCa) and policy.model is None)
 
 
 def check_request(request: Request) -> None:
     """ValueError for numbers no pipeline can use."""
     if request.steps < 1:
         raise ValueError(f"--steps is {request.steps}; expected at least 1.")
-    if request.guidance < 0:
+    if not (math.isfinite(request.guidance) and request.guidance >= 0):
         raise ValueError(f"--guidance is {request.guidance}; expected 0 or more (1 switches guidance off).")
     for name in ("height", "width"):
         if (size := getattr(request, name)) < 16 or size % 16:
             raise ValueError(f"--{name} is {size}; expected a multiple of 16.")
     if request.num_frames < 1 or request.num_frames % 4 != 1:
         raise ValueError(f"--num_frames is {request.num_frames}; expected 4n + 1, for example 17 or 81.")
+    if request.negative_prompt and request.guidance <= 1:
+        raise ValueError(
+            f"--negative_prompt has no effect at guidance {request.guidance:g}; leave it out, or guide by more than 1."
+        )
+    check_seed(request.seed)
+
+
+def check_fps(fps: float) -> None:
+    """ValueError for a frame rate no clip can have."""
+    if not (math.isfinite(fps) and fps > 0):
+        raise ValueError(f"--fps is {fps}; expected a number above 0.")
+
+
+def latent_size(pipe: Any, request: Request) -> tuple[int, int, int, int]:
+    """(channels, frames, height, width) of the latents that a text-to-video pipeline makes for a request."""
+    frames = (request.num_frames - 1) // pipe.vae_scale_factor_temporal + 1
+    space = pipe.vae_scale_factor_spatial
+    return pipe.transformer.config.in_channels, frames, request.height // space, request.width // space
 
 
 def _call(pipe: Any, request: Request, output_type: str, **inputs: Any) -> Any:

@@ -12,9 +12,12 @@ from __future__ import annotations
 import importlib.resources
 import json
 import os
+import pickle
+import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +25,21 @@ from torch import Tensor, nn
 
 SMALLEST = 31
 """Height and width a frame needs, for AlexNet's last features to have a position at all."""
+
+
+UNREADABLE = (
+    OSError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    EOFError,
+    AssertionError,
+    pickle.UnpicklingError,
+    struct.error,
+)
+"""What reading a damaged or foreign file as a checkpoint raises; torch's reader has no error of its own."""
 
 
 CHECKPOINT_URL = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
@@ -162,18 +180,26 @@ def _from_file(path: Path) -> LPIPS:
             f"{path} does not exist; expected a file with AlexNet's weights, e.g. {CHECKPOINT_URL}."
         )
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # unpickling, zip, safetensors and system errors share no other base
+        state = _tensors(path)
+    except UNREADABLE as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise ValueError(f"{path} cannot be read as a checkpoint ({reason}); expected {CHECKPOINT_URL}.") from error
     if not isinstance(state, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise ValueError(f"{path} holds no state dict (names to tensors); expected {CHECKPOINT_URL}.")
     return LPIPS(state, source=str(path))
+
+
+def _tensors(path: Path) -> Any:
+    """What a checkpoint holds; one of UNREADABLE if it is none."""
+    if path.suffix != ".safetensors":
+        return torch.load(path, map_location="cpu", weights_only=True)
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
 
 
 def _heads() -> list[list[float]]:

@@ -1,4 +1,4 @@
-"""Lists of prompts: text files, and VBench's JSON (arXiv 2311.17982)."""
+"""Lists of prompts, from text files and VBench's JSON (arXiv 2311.17982), and of seeds."""
 
 from __future__ import annotations
 
@@ -43,6 +43,25 @@ def _of_vbench(text: str, name: str) -> list[str]:
     if not prompts or len(prompts) < len(entries):
         raise ValueError(f'prompts file {name!r}: expected a list of objects with "prompt_en", as VBench has it.')
     return list(dict.fromkeys(prompts))
+
+
+def read_seeds(text: str) -> list[int]:
+    """Seeds from "0,1,2"; ValueError for anything else, for a seed twice, or for one that torch cannot take."""
+    try:
+        seeds = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--seeds is {text!r}; expected whole numbers separated by commas, such as 0,1,2.") from None
+    if len(set(seeds)) != len(seeds):
+        raise ValueError(f"--seeds is {text!r}; each seed once.")
+    for seed in seeds:
+        check_seed(seed, "--seeds")
+    return seeds
+
+
+def check_seed(seed: int, flag: str = "--seed") -> None:
+    """ValueError for a seed that torch's generators cannot take."""
+    if not -(2**63) <= seed < 2**64:
+        raise ValueError(f"{flag} names {seed}; expected 64 bits: -2**63 to 2**64 - 1.")
 
 
 def clip_name(prompt: str, seed: int) -> str:

@@ -20,7 +20,6 @@ import importlib
 import math
 import os
 import re
-import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -32,6 +31,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from stepcache.files import replacing
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -242,12 +243,17 @@ def _decoding(path: Path) -> Iterator[Any]:
     """An open container with at least one video stream; FFmpeg's errors become one sentence with the path in it."""
     av = _need("av", f"reading {path.suffix or 'video'} files needs PyAV")
     try:
-        with av.open(str(path)) as container:
+        with av.open(_unambiguous(path)) as container:
             if not container.streams.video:
                 raise ValueError(f"{path} has no video stream; expected a video.")
             yield container
     except av.FFmpegError as error:
         raise ValueError(f"{path} cannot be read as a video ({error.strerror}); expected mp4, mkv, ...") from error
+
+
+def _unambiguous(path: Path) -> str:
+    """The path as FFmpeg is given it: absolute, because it takes what stands before a colon for a protocol."""
+    return os.path.abspath(path)
 
 
 def _need(module: str, why: str) -> Any:
@@ -284,35 +290,6 @@ def write_clip(path: str | os.PathLike[str], frames: Frames, fps: float = 16.0) 
         raise ValueError(f"There are no frames to write to {path}.")
     with replacing(path) as temporary:
         write(temporary, first, chain([first], checked), fps)
-
-
-@contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Write a file or folder atomically: yields a temporary path beside `path`, which takes its place at the end.
-
-    When the body raises (or is interrupted), the temporary is removed and `path` is as it was.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _beside(path)
-    try:
-        yield temporary
-        if temporary.is_dir() and path.is_dir():  # a folder cannot be renamed onto another one
-            old = _beside(path)
-            os.replace(path, old)
-            os.replace(temporary, path)
-            shutil.rmtree(old)
-        else:
-            os.replace(temporary, path)
-    finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        else:
-            temporary.unlink(missing_ok=True)
-
-
-def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
 
 Writer = Callable[[Path, Frame, Iterator[Frame], float], None]
@@ -402,7 +379,7 @@ def _write_mkv(path: Path, first: Frame, frames: Iterator[Frame], fps: float) ->
 def _encode(path: Path, first: Frame, frames: Iterator[Frame], fps: float, form: _Format) -> None:
     av = _need("av", "writing video files needs PyAV")
     try:
-        with av.open(str(path), "w", format=form.container, options=form.container_options) as output:
+        with av.open(_unambiguous(path), "w", format=form.container, options=form.container_options) as output:
             stream = output.add_stream(
                 form.codec, rate=Fraction(fps).limit_denominator(1001), options=form.codec_options
             )

@@ -1,12 +1,11 @@
 """Methods, one paper one file. Each turns its settings into decisions for one run."""
 
-from stepcache.hindsight.method import Hindsight
 from stepcache.methods import magcache_more_ratios as magcache_more
 from stepcache.methods import magcache_ratios as magcache
 from stepcache.methods.easycache import EasyCache
-from stepcache.methods.fixed import Fixed, Off, as_policy
 from stepcache.methods.lemica import LeMiCa
 from stepcache.methods.magcache import MagCache, MagCacheCalibration, Ratios
+from stepcache.methods.off import Off
 from stepcache.methods.taylorseer import TaylorSeer
 from stepcache.methods.teacache import TeaCache
 from stepcache.methods.uniform import Uniform
@@ -25,8 +24,6 @@ magcache.WHOLE_FIRST_EXPERT.update(magcache_more.WHOLE_FIRST_EXPERT)
 
 __all__ = [
     "EasyCache",
-    "Fixed",
-    "Hindsight",
     "LeMiCa",
     "MagCache",
     "MagCacheCalibration",
@@ -35,5 +32,4 @@ __all__ = [
     "TaylorSeer",
     "TeaCache",
     "Uniform",
-    "as_policy",
 ]

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import torch
 
-from stepcache.core.cache import Call, Decider, narrow
+from stepcache.core.strategy import Call, Strategy
+from stepcache.core.tensors import as_float, narrow, vote
 from stepcache.core.trajectory import Boundary, Trajectory
 
 
@@ -38,22 +39,19 @@ class EasyCache:
         if self.ret_steps < 0:
             raise ValueError(f"ret_steps is {self.ret_steps}; expected 0 or more steps.")
 
-    def begin(self, run: Trajectory) -> Decider:
+    def begin(self, run: Trajectory) -> Strategy:
         """Fresh state for a run."""
-        return _EasyCacheRun(self, run.num_steps)
+        return _EasyCacheRun(self, run)
 
     def __str__(self) -> str:
         return f"easycache (thresh {self.thresh:g})"
 
 
-class _EasyCacheRun(Decider):
+class _EasyCacheRun(Strategy):
     """Decisions and measurements of one run; all on the first branch (cond), the others obey."""
 
-    relative = True
-    data_dependent = True
-
-    def __init__(self, settings: EasyCache, num_steps: int) -> None:
-        self.settings, self.num_steps = settings, num_steps
+    def __init__(self, settings: EasyCache, run: Trajectory) -> None:
+        self.settings, self.num_steps, self.blocks = settings, run.num_steps, run.boundary == "blocks"
         self.x: torch.Tensor | None = None  # latent of the last step, computed or not
         self.x_a: torch.Tensor | None = None  # latent of the last computed step
         self.c_a: torch.Tensor | None = None  # y_a - x_a, the cache's own tensor
@@ -64,9 +62,12 @@ class _EasyCacheRun(Decider):
 
     def compute(self, step: int, x: torch.Tensor) -> bool:
         """The rule of the module's head, with the first `ret_steps` steps and the last computed."""
+        return vote(self._decide(step, x), x, self.group)
+
+    def _decide(self, step: int, x: torch.Tensor) -> bool:
         before = self.x
         if step == self.num_steps - 1:
-            self.x = self.x_a = self.c_a = self.y_a = None
+            self.release()
             return True
         self.x = x.detach().clone()  # callbacks may write into the pipeline's latents
         if step < self.settings.ret_steps or self.k is None or before is None or before.shape != x.shape:
@@ -78,18 +79,43 @@ class _EasyCacheRun(Decider):
         self.error = 0.0
         return True
 
-    def observe(self, call: Call, x: torch.Tensor, output: torch.Tensor, kept: torch.Tensor | None) -> None:
-        """Refresh k on the first branch. Computed for whatever reason, also outvoted by another rank, E starts anew."""
-        if not call.leader or kept is None or self.x is None:
+    def feature(self, call: Call, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor | None:
+        """Output minus input (ValueError if they are not alike), or the residual of the blocks, which is that already.
+
+        Refreshes k on the first branch. Computed for whatever reason, also outvoted by another rank, E starts anew.
+        """
+        if call.last:
+            return None
+        x = x if self.blocks else narrow(x, output.shape)
+        if x.shape != output.shape:
+            raise ValueError(
+                f"EasyCache reuses the difference of output and input, but this model maps {tuple(x.shape)} to "
+                f"{tuple(output.shape)}; use a policy that reuses the output itself, such as uniform."
+            )
+        change = output if self.blocks else as_float(output) - as_float(x)
+        if call.leader and self.x is not None:
+            self._measure(x, x + output if self.blocks else output, change)
+        return change
+
+    def _measure(self, x: torch.Tensor, output: torch.Tensor, change: torch.Tensor) -> None:
+        self.error, latent = 0.0, self.x
+        if latent is None:
             return
-        self.error = 0.0
-        self.x = narrow(self.x, x.shape)  # which part of the input is the latent's own shows in the first output
+        if not self.blocks:  # conditions beside the latent do not count
+            latent = narrow(latent, x.shape)
+            output, change = narrow(output, latent.shape), narrow(change, latent.shape)
         self.size_a = output.detach().float().abs().mean()
-        tokens = x.shape != self.x.shape  # the blocks boundary: x is not the latent
-        before = self.y_a if tokens else self._output_a(x.device)
+        before = self.y_a if self.blocks else self._output_a(x.device)
         if before is not None and before.shape == output.shape and self.x_a is not None:
-            self.k = _mean_abs(output, before) / _mean_abs(self.x, self.x_a)
-        self.x_a, self.c_a, self.y_a = self.x, kept, output.detach() if tokens else None
+            self.k = _mean_abs(output, before) / _mean_abs(latent, self.x_a)
+        self.x = self.x_a = latent
+        self.c_a, self.y_a = change, output.detach() if self.blocks else None
+
+    def predict(self, call: Call, kept: list[torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+        return kept[0] if self.blocks else narrow(x, kept[0].shape) + kept[0]
+
+    def release(self) -> None:
+        self.x = self.x_a = self.c_a = self.y_a = None
 
     def _output_a(self, device: torch.device) -> torch.Tensor | None:
         """y_a from what is kept anyway, x_a and y_a - x_a: one latent less to hold."""

@@ -61,8 +61,7 @@ SCHEDULES: dict[str, tuple[int, dict[int, tuple[int, ...]]]] = {
         15: (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 17, 25, 33, 41, 49),
         10: (0, 1, 4, 5, 9, 17, 25, 33, 41, 49),
     }),
-    # Published as 8, 7 and 6 of 9 steps, with an index 9 that a run of 9 steps does not have; what is really computed:
-    "z-image-turbo": (9, {
+    "z-image-turbo": (9, {  # published as 8, 7, 6 of 9 steps with an index 9, which there is not; what is computed:
         7: (0, 1, 2, 3, 5, 7, 8),
         6: (0, 1, 2, 4, 6, 8),
         5: (0, 1, 2, 5, 8),

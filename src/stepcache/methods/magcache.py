@@ -10,13 +10,14 @@ import itertools
 import json
 import math
 import os
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 import torch
 
-from stepcache.core.cache import Call, Decider, FollowPlan
+from stepcache.core.follow_plan import FollowPlan
 from stepcache.core.plan import Plan
+from stepcache.core.strategy import Call, Strategy
 from stepcache.core.trajectory import Boundary, Trajectory
 from stepcache.files import parse_document, read_text, write_atomically
 from stepcache.methods.magcache_ratios import RATIOS, RECOMMENDED, SOURCES, WHOLE_FIRST_EXPERT
@@ -178,6 +179,13 @@ class MagCache:
         Raises:
             ValueError: no ratios for the model, or calibrated ones of another step count without `interp`.
         """
+        return self._compiled(model, num_steps, handover)[0]
+
+    def notes(self, model: str | None = None, num_steps: int | None = None) -> tuple[str, ...]:
+        """What a reader should know of `plan`: that its ratios are of another step count. ValueError as `plan`."""
+        return self._compiled(model, num_steps, None)[1]
+
+    def _compiled(self, model: str | None, num_steps: int | None, handover: int | None) -> tuple[Plan, tuple[str, ...]]:
         name = model or self.model
         ratios = self.ratios or self._published(name)
         steps = ratios.num_steps if num_steps is None else num_steps
@@ -193,7 +201,7 @@ class MagCache:
             ratios = ratios.at(steps, interp)
         thresh, max_skips, retention = self.settings(name)
         computed = skip_schedule(ratios, thresh, max_skips, retention, handover, name in WHOLE_FIRST_EXPERT)
-        return Plan(steps, computed, "magcache", name, boundary=self.boundary, source=ratios.source, notes=notes)
+        return Plan(steps, computed), notes
 
     def settings(self, model: str | None) -> tuple[float, int, float]:
         """Threshold, K and retention ratio: as given, else as recommended for the model."""
@@ -216,7 +224,7 @@ class MagCache:
         branches = dict(zip(("cond", "uncond"), RATIOS[name], strict=False))
         return Ratios(len(branches["cond"]), branches, name, source=SOURCES[name])
 
-    def begin(self, run: Trajectory) -> Decider:
+    def begin(self, run: Trajectory) -> Strategy:
         """Compile for the run."""
         measured = self.ratios.model if self.ratios else None
         if not self.model and measured and run.model and measured != run.model:
@@ -224,8 +232,7 @@ class MagCache:
                 f"the ratios were calibrated on {measured} and the run is {run.model}; "
                 "calibrate this model, or name model=... to use them all the same."
             )
-        plan = self.plan(self.model or measured or run.model, run.num_steps, run.handover)
-        return FollowPlan(replace(plan, boundary=run.boundary))
+        return FollowPlan(*self._compiled(self.model or measured or run.model, run.num_steps, run.handover))
 
     def __str__(self) -> str:
         thresh, max_skips, _ = self.settings(self.model)
@@ -243,7 +250,7 @@ class MagCacheCalibration:
     def __init__(self) -> None:
         self._runs: list[_CalibrationRun] = []
 
-    def begin(self, run: Trajectory) -> Decider:
+    def begin(self, run: Trajectory) -> Strategy:
         """Measure one more run."""
         self._runs.append(_CalibrationRun(run))
         return self._runs[-1]
@@ -272,10 +279,11 @@ class MagCacheCalibration:
         return "magcache calibration"
 
 
-class _CalibrationRun(Decider):
+class _CalibrationRun(Strategy):
     """Residual magnitudes of one run, per branch: (ratio, its spread over tokens, 1 - cosine)."""
 
     history = 0
+    skips = False
 
     def __init__(self, run: Trajectory) -> None:
         self.run = run
@@ -289,8 +297,8 @@ class _CalibrationRun(Decider):
     def compute(self, step: int, x: torch.Tensor) -> bool:
         return True
 
-    def observe(self, call: Call, x: torch.Tensor, output: torch.Tensor, kept: torch.Tensor | None) -> None:
-        residual = output.detach().float() - x.detach().float()
+    def feature(self, call: Call, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor | None:
+        residual = output.detach().float() - (0 if self.run.boundary == "blocks" else x.detach().float())
         before = self._last.get(call.branch)
         row = torch.tensor([1.0, 0.0, 0.0])
         if before is not None and before.shape == residual.shape:
@@ -302,6 +310,10 @@ class _CalibrationRun(Decider):
             self._last.pop(call.branch, None)
         else:
             self._last[call.branch] = residual
+        return None
+
+    def release(self) -> None:
+        self._last.clear()
 
     def tensors(self) -> list[torch.Tensor]:
         return list(self._last.values())

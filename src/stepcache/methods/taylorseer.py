@@ -15,8 +15,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from stepcache.core.cache import Decider, FollowPlan
+from stepcache.core.follow_weights import FollowWeights
 from stepcache.core.plan import Plan
+from stepcache.core.strategy import Strategy
 from stepcache.core.trajectory import Boundary, Trajectory
 
 Row = tuple[float, ...]
@@ -53,11 +54,11 @@ class TaylorSeer:
         every = range(last + self.interval, num_steps, self.interval)
         computed = tuple(sorted({*range(last + 1), *every, num_steps - 1}))
         weights = taylor_weights(computed, num_steps, self.order)
-        return Plan(num_steps, computed, "taylorseer", boundary=self.boundary, weights=weights)
+        return Plan(num_steps, computed, weights)
 
-    def begin(self, run: Trajectory) -> Decider:
+    def begin(self, run: Trajectory) -> Strategy:
         """Schedule and weights for the run's step count."""
-        return FollowPlan(self.plan(run.num_steps))
+        return FollowWeights(self.plan(run.num_steps))
 
     def __str__(self) -> str:
         return f"taylorseer (interval {self.interval}, order {self.order})"

@@ -12,10 +12,14 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
-from stepcache.core.cache import Decider, FollowPlan
+import torch
+
+from stepcache.core.follow_plan import FollowPlan
 from stepcache.core.plan import Plan
+from stepcache.core.strategy import Strategy
+from stepcache.core.tensors import vote
 from stepcache.core.trajectory import Boundary, Trajectory
-from stepcache.methods.teacache_coefficients import COEFFICIENTS, SOURCE
+from stepcache.methods.teacache_coefficients import COEFFICIENTS
 
 
 @dataclass(frozen=True)
@@ -70,16 +74,9 @@ class TeaCache:
             if step < first or step == run.num_steps - 1 or error >= self.teacache_thresh:
                 computed.append(step)
                 error = 0.0
-        return Plan(
-            run.num_steps,
-            tuple(computed),
-            "teacache",
-            name,
-            boundary=self.boundary,
-            source=SOURCE if self.coefficients is None else "",
-        )
+        return Plan(run.num_steps, tuple(computed))
 
-    def begin(self, run: Trajectory) -> Decider:
+    def begin(self, run: Trajectory) -> Strategy:
         """Compile for the run."""
         return _Measured(self.plan(run))
 
@@ -90,7 +87,8 @@ class TeaCache:
 class _Measured(FollowPlan):
     """A plan from the model's own modulation: each rank measured it itself, so the ranks agree all the same."""
 
-    data_dependent = True
+    def compute(self, step: int, x: torch.Tensor) -> bool:
+        return vote(super().compute(step, x), x, self.group)
 
 
 def _polynomial(coefficients: tuple[float, ...], x: float) -> float:

@@ -49,7 +49,7 @@ def calibrate(
     Raises:
         ValueError: the sampler adds noise, guidance is not of that form, or `known` is of another model or setting.
     """
-    recorder = Recorder(dtype, folder, lambda: pipe.scheduler)
+    recorder = Recorder(dtype, folder, known.size if known else None)
     calibration, done = known, known.done if known else set()
     for prompt, seed in runs:
         if (prompt, seed) in done:

@@ -20,7 +20,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from stepcache.core.cache import Call, Decider
-from stepcache.core.plan import math_close
+from stepcache.core.strategy import Call, Strategy
 from stepcache.core.trajectory import Boundary, Trajectory
 from stepcache.files import parse_document, read_text, write_atomically
-from stepcache.hindsight.response import Remembered
+from stepcache.hindsight.response import remembered
+from stepcache.planning.plan_file import math_close
 
 CALIBRATION_SCHEMA, CALIBRATION_VERSION = "stepcache.calibration", 1
 
@@ -243,6 +243,13 @@ class Calibration:
         return cls(**data, response=response, runs=runs)
 
 
+def added(path: str | os.PathLike[str], found: Calibration) -> Calibration:
+    """Add a calibration to the file, which may not exist yet; returns what the file holds. ValueError, OSError."""
+    whole = Calibration.load(path).merged(found) if Path(path).exists() else found
+    whole.save(path)
+    return whole
+
+
 def _run_from(entry: dict[str, Any], steps: int, rows: int, branches: tuple[str, ...]) -> CalibratedRun:
     gram = np.zeros((rows, rows))
     gram[np.triu_indices(rows)] = _unpack(entry["gram"], rows * (rows + 1) // 2)
@@ -275,7 +282,7 @@ class Recorder:
     Args:
         dtype: of what is stored until the run ends, float32 or a half-precision type.
         folder: where temporary files go, e.g. a fast disc; default: memory.
-        scheduler: gives the sampler whose timesteps a run has just set, for its response.
+        size: shape of the latent that is expected, batch dimension left out; another one is an error at the first step.
         channels: which dimension of the latents the channels are: 1 behind a batch dimension, 0 without one.
     """
 
@@ -285,41 +292,40 @@ class Recorder:
         self,
         dtype: torch.dtype = torch.float32,
         folder: str | os.PathLike[str] | None = None,
-        scheduler: Callable[[], Any] | None = None,
+        size: tuple[int, ...] | None = None,
         channels: int = 1,
     ) -> None:
         if dtype not in (torch.float32, torch.float16, torch.bfloat16):
             raise ValueError(f"outputs are stored as {dtype}; expected float32, float16 or bfloat16.")
-        self.dtype, self.folder, self.scheduler, self.channels = dtype, folder, scheduler, channels
+        self.dtype, self.folder, self.size, self.channels = dtype, folder, size, channels
         self.current: _Recording | None = None
         self.response: np.ndarray | None = None
-        self._ask = Remembered()
 
-    def begin(self, run: Trajectory) -> Decider:
+    def begin(self, run: Trajectory) -> Strategy:
         """Record one more run; an unfinished one is dropped."""
         if run.num_steps > MOST_STEPS:
             raise ValueError(f"a run of {run.num_steps} steps; at most {MOST_STEPS} can be calibrated.")
         self.current = _Recording(run, self)
         return self.current
 
-    def see_sampler(self, sampler: Any) -> None:
-        """For hosts whose pipelines make a sampler for every run: this is the next run's."""
-        self.scheduler = lambda: sampler
-
-    def started(self) -> None:
+    def started(self, latent: torch.Tensor) -> None:
         """The first step begins: the sampler has its timesteps and has not moved yet."""
-        if self.scheduler is not None and self.current is not None:
-            sampler, run = self.scheduler(), self.current.run
-            timesteps = tuple(float(t) for t in sampler.timesteps)
-            try:
-                self.response = self._ask(sampler).numpy()
-            except ValueError as error:
-                raise ValueError(
-                    f"{error} So no error of a plan can be foreseen from its runs; calibrate with a deterministic "
-                    "sampler."
-                ) from error
-            named = run.scheduler or type(sampler).__name__
-            self.current.run = replace(run, timesteps=run.timesteps or timesteps, scheduler=named)
+        if self.current is None:
+            return
+        run, size = self.current.run, tuple(latent.shape[1:] if self.channels else latent.shape)
+        if self.size is not None and size != self.size:
+            raise ValueError(
+                f"the run's latent is {list(size)} and the calibration's {list(self.size)}; calibrate the same height, "
+                "width and number of frames, or write to another file."
+            )
+        if run.sampler is None:
+            return
+        try:
+            self.response = remembered(run.sampler).numpy()
+        except ValueError as error:
+            raise ValueError(
+                f"{error}, so no error of a plan can be foreseen from its runs; calibrate with a deterministic sampler."
+            ) from error
 
     def finish(self, prompt: str, seed: int) -> Calibration:
         """The last run as a calibration of one run.
@@ -331,7 +337,7 @@ class Recorder:
         if self.current is None or not self.current.complete:
             raise ValueError("the run did not come to its end, so there is nothing to learn from it.")
         if self.response is None:
-            raise ValueError("the sampler's response is not known; name the scheduler, or set `response`.")
+            raise ValueError("the sampler's response is not known; name the scheduler.")
         return self.current.calibration(prompt, seed, self.response)
 
     @property
@@ -361,10 +367,11 @@ class Recorder:
         return "calibration"
 
 
-class _Recording(Decider):
+class _Recording(Strategy):
     """The vectors of one run, and the figures that need whole tensors."""
 
     history = 0
+    skips = False
 
     def __init__(self, run: Trajectory, recorder: Recorder) -> None:
         self.run, self._recorder = run, recorder
@@ -382,10 +389,10 @@ class _Recording(Decider):
 
     def compute(self, step: int, x: torch.Tensor) -> bool:
         if step == 0:
-            self._recorder.started()
+            self._recorder.started(x)
         return True
 
-    def observe(self, call: Call, x: torch.Tensor, output: torch.Tensor, kept: torch.Tensor | None) -> None:
+    def feature(self, call: Call, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor | None:
         x, output = x.detach().float(), output.detach().float()
         if x.shape != output.shape:
             raise ValueError(
@@ -406,6 +413,7 @@ class _Recording(Decider):
         self.vectors.setdefault(call.branch, []).append(self._store(output))
         if call.leader:
             self.latents.append(self._store(x))
+        return None
 
     def _store(self, x: torch.Tensor) -> torch.Tensor:
         dtype, folder = self._recorder.dtype, self._recorder.folder

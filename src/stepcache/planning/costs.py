@@ -9,33 +9,26 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 import torch
 
-from stepcache.core.plan import Check, HindsightSettings, Plan
+from stepcache.core.plan import Plan
+from stepcache.hindsight.forecast import order_one
 from stepcache.hindsight.response import noise_levels
 from stepcache.methods.magcache import MagCache, Ratios
 from stepcache.planning.calibration import Calibration, quadratic
 from stepcache.planning.paths import Edges, Objective, best_path, best_path_with_memory
-
-Mode = Literal["hindsight", "static", "reuse"]
-
+from stepcache.planning.plan_file import PlanFile
 
 LONGEST_GAP = 12
-"""Steps from one computed step to the next, at most; no published schedule of `published/lemica.py` jumps more."""
+"""Steps from one computed step to the next, at most; no published schedule (`methods/`) jumps more."""
 
 
 GUIDANCE_MARGIN = 0.3
 """A plan may be used at guidance scales this share below and above the calibrated one."""
-
-
-FLOOR = 0.9
-"""Least gain of the self-check in planned schedules, whose gaps are short where extrapolation goes wrong; without a
-calibration it is that of `HindsightSettings` (docs/planning.md has both)."""
 
 
 RIDGE = 1e-4
@@ -107,56 +100,48 @@ def _features(calibration: Calibration, b: int, rows: Sequence[int], step: int, 
     return vectors
 
 
-def step_errors(calibration: Calibration, plan: Plan) -> np.ndarray:
+def step_errors(calibration: Calibration, plan: PlanFile) -> np.ndarray:
     """(S, runs): norm of the error a plan makes in each step's guided output over the norm of that output."""
     errors = np.zeros((calibration.num_steps, len(calibration.runs)))
-    for step, weights in _reused(plan):
-        missed = _shares(calibration, _missed(plan, step, weights))
-        errors[step] = calibration.norms(missed) / calibration.norms(_shares(calibration, {step: 1.0}))
+    for step, missed in _missed(plan, corrected=False):
+        error = calibration.norms(_shares(calibration, missed))
+        errors[step] = error / calibration.norms(_shares(calibration, {step: 1.0}))
     return errors
 
 
-def plan_error(calibration: Calibration, plan: Plan) -> np.ndarray:
-    """(runs,): error of the final latent over its norm, open loop, cross terms and guidance included, no check.
+def plan_error(calibration: Calibration, plan: PlanFile) -> np.ndarray:
+    """(runs,): error of the final latent over its norm, open loop, cross terms and guidance included.
 
-    Of a plan that looks back it is the error of interpolating its gaps: what was missed before is put right.
+    Of a hindsight plan it is the error of interpolating its gaps, which is what the corrector comes to.
 
     Raises:
         ValueError: the plan is of another step count.
     """
-    if plan.num_steps != calibration.num_steps:
-        raise ValueError(f"the plan has {plan.num_steps} steps, the calibration {calibration.num_steps}.")
+    if plan.plan.num_steps != calibration.num_steps:
+        raise ValueError(f"the plan has {plan.plan.num_steps} steps, the calibration {calibration.num_steps}.")
     return np.asarray(calibration.norms(final_error(calibration, plan)) / calibration.final_norms)
 
 
-def final_error(calibration: Calibration, plan: Plan) -> np.ndarray:
+def final_error(calibration: Calibration, plan: PlanFile) -> np.ndarray:
     """(R,): the plan's open-loop error in the final latent over the Gram matrix's vectors (see `plan_error`)."""
     total: dict[int, float] = {}
-    for step, weights in _reused(plan):
-        missed = _missed_in_hindsight(plan, step) if plan.hindsight else None
-        for row, value in (missed or _missed(plan, step, weights)).items():
+    for step, missed in _missed(plan, corrected=True):
+        for row, value in missed.items():
             total[row] = total.get(row, 0.0) + float(calibration.influence[step]) * value
     return _shares(calibration, total)
 
 
-def _reused(plan: Plan) -> Iterable[tuple[int, tuple[float, ...]]]:
-    rows = dict(plan.weights)
-    return ((step, rows.get(step, (1.0,))) for step in plan.reused)
-
-
-def _missed(plan: Plan, step: int, weights: tuple[float, ...]) -> dict[int, float]:
-    """Step -> weight: predicted minus true output of a reused step."""
-    sources = [k for k in plan.computed if k < step][::-1][: len(weights)]
-    return {**dict(zip(sources, weights, strict=True)), step: -1.0}
-
-
-def _missed_in_hindsight(plan: Plan, step: int) -> dict[int, float] | None:
-    """The same once the gap is put right: interpolated between its ends; `None` after the last computed step."""
-    last, ahead = max(k for k in plan.computed if k < step), [k for k in plan.computed if k > step]
-    if not ahead:
-        return None
-    along = (step - last) / (ahead[0] - last)
-    return {last: 1 - along, ahead[0]: along, step: -1.0}
+def _missed(plan: PlanFile, corrected: bool) -> Iterator[tuple[int, dict[int, float]]]:
+    """(skipped step, step -> weight): predicted minus true output; `corrected`: as hindsight leaves it in the end."""
+    rows, computed, hindsight = dict(plan.plan.weights), plan.plan.computed, plan.method == "hindsight"
+    for step in plan.plan.skipped:
+        before, ahead = [k for k in computed if k < step][::-1], [k for k in computed if k > step]
+        if hindsight and corrected and ahead:  # interpolated between the two ends of the gap
+            along = (step - before[0]) / (ahead[0] - before[0])
+            yield step, {before[0]: 1 - along, ahead[0]: along, step: -1.0}
+        else:
+            weights = order_one(step, before) if hindsight else rows.get(step, (1.0,))
+            yield step, {**dict(zip(before, weights, strict=False)), step: -1.0}
 
 
 def _shares(calibration: Calibration, by_step: dict[int, float]) -> np.ndarray:
@@ -204,23 +189,21 @@ def plan_lemica(
     objective: Objective = "lexminimax",
     gamma: float = 2.0,
     source: str = "",
-) -> Plan:
+) -> PlanFile:
     """LeMiCa's schedule for this model: the best path through `edges`, reused as published."""
     computed = best_path(edges, calibration.num_steps, budget, objective, gamma)
-    return finished(calibration, Plan(calibration.num_steps, computed, "lemica", source=source))
+    return finished(calibration, PlanFile(Plan(calibration.num_steps, computed), "lemica", source=source))
 
 
 def plan_hindsight(
     calibration: Calibration,
     budget: int,
     *,
-    mode: Mode = "hindsight",
     sensitivity: Sequence[float] | None = None,
     power: float = 2.0,
     longest: int = LONGEST_GAP,
-    check: Check | None = None,
     graph: tuple[np.ndarray, np.ndarray] | None = None,
-) -> Plan:
+) -> PlanFile:
     """Our plan: the schedule whose extrapolated gaps disturb the final latent least.
 
     A gap from k1 to j, before which k2 was computed, costs the mean over runs of
@@ -230,26 +213,18 @@ def plan_hindsight(
     Args:
         calibration: what was measured.
         budget: computed steps, 2 or more.
-        mode: "hindsight", "static" (weights without check), or "reuse" (the schedule for plain reuse).
         sensitivity: (S,) how much more the final latent moves than its open-loop influence says; default: the square
-            root of the noise level, since early errors grow longest (1 for mode "reuse" and where the noise level is
-            not known).
+            root of the noise level, since early errors grow longest (1 where the noise level is not known).
         power: exponent of a gap's cost.
         longest: most steps from one computed step to the next.
-        check: settings of the self-check.
         graph: what `gap_costs` gave for these settings, for whoever plans many budgets.
 
     Raises:
         ValueError: no schedule of this budget; the sentence names the smallest and largest.
     """
-    first, costs = graph or gap_costs(calibration, sensitivity, power, longest, mode != "reuse")
+    first, costs = graph or gap_costs(calibration, sensitivity, power, longest)
     computed = best_path_with_memory(first, costs, budget)
-    plan = Plan(calibration.num_steps, computed, mode)
-    if mode == "hindsight":
-        plan = replace(plan.checked(check), hindsight=HindsightSettings(floor=FLOOR))
-    elif mode == "static":
-        plan = plan.extrapolated()
-    return finished(calibration, plan)
+    return finished(calibration, PlanFile(Plan(calibration.num_steps, computed), "hindsight"))
 
 
 def gap_costs(
@@ -257,13 +232,12 @@ def gap_costs(
     sensitivity: Sequence[float] | None = None,
     power: float = 2.0,
     longest: int = LONGEST_GAP,
-    extrapolate: bool = True,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Costs of all gaps as `best_path_with_memory` takes them: (L + 1,) and (S, L + 1, L + 1); see `plan_hindsight`."""
     steps = calibration.num_steps
     longest = min(longest, steps - 1)
     if sensitivity is None:
-        levels = noise_levels(torch.from_numpy(calibration.response)) if extrapolate else None
+        levels = noise_levels(torch.from_numpy(calibration.response))
         sensitivity = [1.0] * steps if levels is None else [math.sqrt(max(level, 0.0)) for level in levels[:-1]]
     effect = calibration.influence * np.asarray(sensitivity, float)
     guided = _guided(calibration)
@@ -273,7 +247,7 @@ def gap_costs(
     for node in range(steps):
         for back in range(0 if node == 0 else 1, min(node, longest) + 1):
             window = np.arange(node - back, min(node + longest, steps))
-            vectors = _gap_vectors(effect[window], back, extrapolate)
+            vectors = _gap_vectors(effect[window], back)
             inner = guided[:, window[:, None], window]
             square = np.einsum("ja,rab,jb->jr", vectors, inner, vectors).clip(0)
             row = ((np.sqrt(square) / norms) ** power).mean(1)
@@ -285,7 +259,7 @@ def gap_costs(
     return first, costs
 
 
-def _gap_vectors(effect: np.ndarray, back: int, extrapolate: bool) -> np.ndarray:
+def _gap_vectors(effect: np.ndarray, back: int) -> np.ndarray:
     """(gaps, window): row b - 1 is the error of the jump over b steps, over the outputs of the window.
 
     The window begins at k2 (or at k1 if nothing came before, `back` 0) and ends before the last step within reach.
@@ -293,7 +267,7 @@ def _gap_vectors(effect: np.ndarray, back: int, extrapolate: bool) -> np.ndarray
     ahead = len(effect) - back
     single = np.zeros((ahead, len(effect)))  # row d: the error of step k1 + d alone; row 0, a computed step, none
     for d in range(1, ahead):
-        c = d / back if back and extrapolate else 0.0
+        c = d / back if back else 0.0
         single[d, back] += 1 + c
         single[d, 0] -= c
         single[d, back + d] -= 1
@@ -318,22 +292,23 @@ def magcache_ratios(calibration: Calibration) -> Ratios:
     return Ratios(calibration.num_steps, mean(0), calibration.model, mean(1), mean(2), source)
 
 
-def plan_magcache(ratios: Ratios, budget: int, max_skips: int, retention: float) -> Plan:
+def plan_magcache(ratios: Ratios, budget: int, max_skips: int, retention: float) -> PlanFile:
     """MagCache's schedule of exactly `budget` computed steps: the smallest threshold that gives it.
 
     Args:
         ratios: published or calibrated.
         budget: computed steps.
-        max_skips: K, most consecutive reused steps.
+        max_skips: K, most consecutive skipped steps.
         retention: share of the run computed at its start, in [0, 1].
 
     Raises:
         ValueError: no threshold gives this budget; the sentence names the nearest ones that are reached.
     """
-    found: dict[int, Plan] = {}
+    found: dict[int, PlanFile] = {}
     for thresh in np.geomspace(1e-5, 10.0, 800):
         plan = MagCache(float(thresh), max_skips, retention, ratios=ratios).plan()
-        found.setdefault(plan.budget, replace(plan, figures=(("magcache_thresh", float(thresh)),)))
+        figures = (("magcache_thresh", float(thresh)),)
+        found.setdefault(plan.budget, PlanFile(plan, "magcache", ratios.model, figures=figures, source=ratios.source))
     if budget not in found:
         near = sorted(sorted(found, key=lambda b: abs(b - budget))[:2])
         raise ValueError(
@@ -344,7 +319,7 @@ def plan_magcache(ratios: Ratios, budget: int, max_skips: int, retention: float)
     return found[budget]
 
 
-def finished(calibration: Calibration, plan: Plan) -> Plan:
+def finished(calibration: Calibration, plan: PlanFile) -> PlanFile:
     """The plan with the calibration's key and its predicted errors."""
     guidance = calibration.guidance
     margin = None if guidance is None else (guidance * (1 - GUIDANCE_MARGIN), guidance * (1 + GUIDANCE_MARGIN))
@@ -363,7 +338,7 @@ def finished(calibration: Calibration, plan: Plan) -> Plan:
     worst = np.sort(total)[-max(1, len(total) // 4) :].mean()
     return replace(
         plan,
-        errors=tuple((int(k), round(float(errors[k]), 6)) for k in plan.reused),
+        errors=tuple((int(k), round(float(errors[k]), 6)) for k in plan.plan.skipped),
         figures=(
             *plan.figures,
             ("open_loop_error_mean", float(total.mean())),

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from stepcache.core.plan import Plan
 from stepcache.hindsight.method import Hindsight
 from stepcache.planning.calibration import Calibration
 from stepcache.planning.costs import (
@@ -15,6 +14,7 @@ from stepcache.planning.costs import (
     plan_error,
     plan_hindsight,
 )
+from stepcache.planning.plan_file import PlanFile
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Forecast:
     budget: int
     error: float
     psnr: float | None
-    plan: Plan
+    plan: PlanFile
 
 
 def forecasts(calibration: Calibration) -> list[Forecast]:
@@ -55,7 +55,7 @@ def psnr_of(calibration: Calibration, error: float) -> float | None:
     for run in calibration.runs:
         alone = replace(calibration, runs=(run,))
         for budget, _, psnr in run.anchors:
-            plan = Hindsight(budget).plan(calibration.num_steps)
+            plan = PlanFile(Hindsight(budget).plan(calibration.num_steps), "hindsight")
             found.append(psnr + 20 * math.log10(float(plan_error(alone, plan)[0]) / error))
     return float(np.mean(found)) if found else None
 

@@ -21,6 +21,7 @@ import torch
 from stepcache.core.plan import Plan
 from stepcache.files import parse_document, read_text, write_atomically
 from stepcache.hosts.diffusers import accelerate
+from stepcache.planning.plan_file import PlanFile
 
 REFINEMENT_SCHEMA, REFINEMENT_VERSION = "stepcache.refinement", 1
 
@@ -41,7 +42,7 @@ class Trial:
 
 def refine(
     pipe: Any,
-    plan: Plan,
+    plan: PlanFile,
     truths: dict[tuple[str, int], torch.Tensor],
     sample: Callable[[str, int], torch.Tensor],
     trials: int,
@@ -49,7 +50,7 @@ def refine(
     known: tuple[Trial, ...] = (),
     save: Callable[[tuple[Trial, ...]], None] | None = None,
     progress: Callable[[int], Any] | None = None,
-) -> tuple[Plan, tuple[Trial, ...]]:
+) -> tuple[PlanFile, tuple[Trial, ...]]:
     """The best plan found in `trials` trials, and all trials.
 
     Args:
@@ -89,12 +90,12 @@ def refine(
             progress(1)
         return done[computed]
 
-    better = best = attempt(plan.computed)
+    better = best = attempt(plan.plan.computed)
     if best is None:
         raise ValueError(f"the {len(done)} known trials leave no room to try the plan itself; ask for more than that.")
     while better is not None:
         best = better
-        candidates = map(attempt, neighbours(best.computed, plan.num_steps))
+        candidates = map(attempt, neighbours(best.computed, plan.plan.num_steps))
         better = next((t for t in candidates if t is not None and t.score > best.score), None)
     return _measured(rescheduled(plan, best.computed), best), tuple(done.values())
 
@@ -108,17 +109,12 @@ def neighbours(computed: tuple[int, ...], num_steps: int) -> Iterator[tuple[int,
                 yield (*computed[:i], moved, *computed[i + 1 :])
 
 
-def rescheduled(plan: Plan, computed: tuple[int, ...]) -> Plan:
-    """The plan on another schedule, with first-order weights where it has a check or weights."""
-    bare = replace(plan, computed=computed, weights=(), check=None, errors=(), figures=())
-    if plan.check is not None:
-        bare = bare.checked(plan.check)
-    elif plan.weights:
-        bare = bare.extrapolated()
-    return replace(bare, method=plan.method, hindsight=plan.hindsight)
+def rescheduled(plan: PlanFile, computed: tuple[int, ...]) -> PlanFile:
+    """The plan on another schedule; what was predicted or measured of it is not of the new one."""
+    return replace(plan, plan=Plan(plan.plan.num_steps, computed), errors=(), figures=())
 
 
-def _measured(plan: Plan, trial: Trial) -> Plan:
+def _measured(plan: PlanFile, trial: Trial) -> PlanFile:
     figures = (
         ("measured_error_mean", float(np.mean(trial.errors))),
         ("measured_snr_worst_quarter_db", trial.score),

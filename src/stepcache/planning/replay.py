@@ -2,7 +2,7 @@
 
 Edge i -> j weighs the mean absolute change of the final latent when the steps between i and j repeat what step i gave,
 and all others are computed. The uncached run is recorded once; up to j - 1 a replay takes its outputs from the record,
-so that only steps from j on are evaluated. At the `blocks` boundary step i is evaluated too, for its residual.
+so that only steps from j on are evaluated. At the `blocks` boundary the record is of the block stack's residuals.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from stepcache.core.cache import Decider
+from stepcache.core.strategy import Call, Strategy
 from stepcache.core.trajectory import BOUNDARIES, Boundary, Trajectory
 from stepcache.files import parse_document, read_text, write_atomically
 from stepcache.hosts.diffusers import accelerate
@@ -96,9 +96,9 @@ class Replay:
 
     def __init__(self, recorder: Recorder, boundary: Boundary) -> None:
         self.recorder, self.boundary = recorder, boundary
-        self.decide: Callable[[], Decider] | None = None
+        self.decide: Callable[[], Strategy] | None = None
 
-    def begin(self, run: Trajectory) -> Decider:
+    def begin(self, run: Trajectory) -> Strategy:
         """State for one replay."""
         if self.decide is None or self.recorder.current is None:
             raise ValueError("nothing was recorded that could be replayed.")
@@ -112,20 +112,22 @@ class Replay:
         return "replay"
 
 
-class _Segment(Decider):
+class _Segment(Strategy):
     """Outputs up to i from the record, i repeated up to j, all from j on computed."""
+
+    history = 0
 
     def __init__(self, replay: Replay, i: int, j: int) -> None:
         self.replay, self.i, self.j = replay, i, j
-        self.blocks = replay.boundary == "blocks"
 
     def compute(self, step: int, x: torch.Tensor) -> bool:
-        return step >= self.j or (self.blocks and step == self.i)
+        return step >= self.j
 
-    def recall(self, step: int, branch: str) -> torch.Tensor | None:
-        if step >= self.j or (self.blocks and step >= self.i):
-            return None
-        return self.replay.recorder.output(branch, min(step, self.i))
+    def can_predict(self, step: int, nodes: list[int], evaluated: bool) -> bool:
+        return True
+
+    def predict(self, call: Call, kept: list[torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+        return self.replay.recorder.output(call.branch, min(call.step, self.i)).to(x.device)
 
 
 def measured_edges(
@@ -155,12 +157,12 @@ def measured_edges(
     """
     if longest < 2:
         raise ValueError(f"longest is {longest}; expected 2 or more, an edge over one step changes nothing.")
-    recorder = Recorder(folder=folder, scheduler=None)
+    recorder = Recorder(folder=folder)
     edges, replay = known, Replay(recorder, boundary)
     for prompt, seed in runs:
         if edges is not None and (prompt, seed) in edges.done:
             continue
-        with accelerate(pipe, recorder):
+        with accelerate(pipe, recorder, boundary=boundary):
             truth = sample(prompt, seed).float()
         run = recorder.trajectory
         found = []

@@ -1,223 +1,300 @@
-"""The page's charts as SVG text: drawn here rather than by a library, so that they follow the page's colours."""
+"""The charts of a benchmark, drawn once for the page and for files."""
 
 from __future__ import annotations
 
-import html
-import math
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from stepcache.bench.labels import Label
+from stepcache.bench.report.contents import Results, mean_errors, mean_steps
 from stepcache.bench.results import Row
+from stepcache.measure.drawing import CARD, GREY, TEXT, WIDTH, Tips, colour, drawing, mark, save
 
-PALETTE = 10
-"""Colours of the page's style sheet, --c0 to --c9; further methods repeat them with another mark."""
-
-
-WIDTH, HEIGHT = 640, 380
+LONGEST_NAME = 40
+"""Characters of a name in a legend; the table has it in full."""
 
 
-LEFT, RIGHT, TOP, BOTTOM = 56, 16, 12, 44
+ROW, AXES, LEGEND = 38, 250, 20
+"""Heights in points: of a method's row, of a plot with its axes, of a line of the legend."""
 
 
-def family(method: str) -> str:
-    """The method without its budget or threshold: what a curve is drawn of ("lemica" of "lemica:25")."""
-    head, *options = method.split(",")
-    return ",".join([head.partition(":")[0], *options])
-
-
-def label(method: str) -> str:
-    """The method for the eye: of files only the name, not the folders."""
-    return re.sub(r"[^:=,]*/", "", method)
-
-
-def shortened(text: str, longest: int = 30) -> str:
-    """At most so many characters."""
-    return text if len(text) <= longest else text[: longest - 1] + "…"
-
-
-def colours(methods: Sequence[str]) -> dict[str, int]:
-    """Method -> number of its colour, one a family, in the order of first appearance."""
-    families = list(dict.fromkeys(family(m) for m in methods))
-    return {m: families.index(family(m)) % PALETTE for m in methods}
+SMALLEST_ERROR = 1e-7
+"""Relative errors below are rounding, and not drawn."""
 
 
 @dataclass(frozen=True)
-class Axis:
-    """A scale from values to pixels."""
+class Chart:
+    """One chart: its file's name, a title, a sentence on how to read it, and how it is drawn."""
 
-    low: float
-    high: float
-    start: float
-    end: float
-    log: bool = False
+    name: str
+    title: str
+    text: str
+    draw: Callable[[Any, Tips], Any]
+    """(matplotlib's Figure, tips) -> the figure; to be called within `drawing`."""
 
-    def at(self, value: float) -> float:
-        """Pixel of a value."""
-        low, high, v = (
-            (math.log10(x) for x in (self.low, self.high, value)) if self.log else (self.low, self.high, value)
+
+@dataclass(frozen=True)
+class Named:
+    """Labels and colours of the methods, the same in every chart.
+
+    Args:
+        labels: method -> label.
+        numbers: method -> number of its colour and mark, one a curve.
+    """
+
+    labels: Mapping[str, Label]
+    numbers: Mapping[str, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        curves = list(dict.fromkeys(label.curve for label in self.labels.values()))
+        object.__setattr__(self, "numbers", {m: curves.index(label.curve) for m, label in self.labels.items()})
+
+    def colour(self, method: str) -> str:
+        """Of a method; grey for the uncached run."""
+        return colour(self.numbers[method]) if method in self.numbers else GREY
+
+    def row(self, method: str) -> str:
+        """The method's name in full."""
+        return self.labels[method].row if method in self.labels else method
+
+    def groups(self, rows: Sequence[Row]) -> dict[str, list[Row]]:
+        """Curve -> its rows, by computed steps."""
+        curves = dict.fromkeys(self.labels[r.method].curve for r in rows)
+        by_cost = sorted(rows, key=lambda r: r.computed)
+        return {c: [r for r in by_cost if self.labels[r.method].curve == c] for c in curves}
+
+
+def named_methods(results: Results) -> Named:
+    """The methods that have a result."""
+    names = results.labels
+    return Named({r.method: names[r.method] for r in results.methods})
+
+
+def charts(results: Results) -> list[Chart]:
+    """Every chart there is data for, the most telling first."""
+    named = named_methods(results)
+    rows, steps = results.methods, results.description["request"]["steps"]
+    found = [
+        Chart(
+            "psnr",
+            "Quality against cost",
+            "PSNR to the uncached clip over computed steps; marks are means, thin lines reach to the worst "
+            "prompt. Up and to the left is better.",
+            lambda make, tips: quality(make, tips, rows, named, "psnr", "PSNR, dB", steps),
         )
-        return self.start + (v - low) / (high - low) * (self.end - self.start)
-
-    def ticks(self) -> list[float]:
-        """Round values, five or so."""
-        if self.log:
-            decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-            return [10.0**d for d in decades if self.low * 0.999 <= 10.0**d <= self.high * 1.001]
-        rough = (self.high - self.low) / 5
-        size = 10 ** math.floor(math.log10(rough))
-        step = next(s * size for s in (1, 2, 5, 10) if s * size >= rough)
-        first = math.ceil(self.low / step - 1e-9)
-        return [round(i * step, 10) for i in range(first, math.floor(self.high / step + 1e-9) + 1)]
-
-
-def padded(values: Sequence[float], share: float = 0.06, log: bool = False) -> tuple[float, float]:
-    """Ends of an axis that holds all values with some room."""
-    finite = [v for v in values if math.isfinite(v) and (v > 0 or not log)]
-    low, high = (min(finite), max(finite)) if finite else (1.0, 2.0)
-    if log:
-        return low / 1.3, high * 1.3
-    room = (high - low) * share or abs(high) * 0.05 or 1.0
-    return low - room, high + room
-
-
-def frame(x: Axis, y: Axis, x_label: str, y_label: str, body: str, height: int = HEIGHT) -> str:
-    """Axes, ticks and labels around a drawing."""
-    parts = [f'<svg viewBox="0 0 {WIDTH} {height}" role="img" class="chart">']
-    for value in y.ticks():
-        at = y.at(value)
-        parts.append(f'<line class="grid" x1="{x.start:.1f}" x2="{x.end:.1f}" y1="{at:.1f}" y2="{at:.1f}"/>')
-        parts.append(f'<text class="tick" x="{x.start - 8:.1f}" y="{at + 4:.1f}" text-anchor="end">{value:g}</text>')
-    for value in x.ticks():
-        at = x.at(value)
-        parts.append(f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="{y.start:.1f}" y2="{y.end:.1f}"/>')
-        parts.append(f'<text class="tick" x="{at:.1f}" y="{y.start + 18:.1f}" text-anchor="middle">{value:g}</text>')
-    middle = (x.start + x.end) / 2
-    parts.append(f'<text class="label" x="{middle:.1f}" y="{height - 6}" text-anchor="middle">{x_label}</text>')
-    parts.append(
-        f'<text class="label" transform="translate(14 {(y.start + y.end) / 2:.1f}) rotate(-90)" '
-        f'text-anchor="middle">{y_label}</text>'
-    )
-    return "".join([*parts, body, "</svg>"])
-
-
-def dot(x: float, y: float, colour: int, title: str, radius: float = 5) -> str:
-    """A dot that says what it is when pointed at."""
-    return (
-        f'<circle class="dot c{colour}" cx="{x:.1f}" cy="{y:.1f}" r="{radius:g}" tabindex="0">'
-        f"<title>{html.escape(title)}</title></circle>"
-    )
-
-
-def line(points: Sequence[tuple[float, float]], colour: int, kind: str = "line") -> str:
-    """A polyline."""
-    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    return f'<polyline class="{kind} c{colour}" points="{path}"/>'
-
-
-def quality(rows: Sequence[Row], colour: Mapping[str, int], metric: str, unit: str, steps: int) -> str:
-    """A metric over computed steps: one curve a family of methods, a whisker to the worst prompt."""
-    usable = [r for r in rows if getattr(r, metric) is not None]
-    worst = {r.method: getattr(r, f"{metric}_worst") for r in usable}
-    values = [getattr(r, metric) for r in usable] + [w for w in worst.values() if w is not None]
-    x = Axis(*padded([r.computed for r in usable]), LEFT, WIDTH - RIGHT)
-    y = Axis(*padded(values), HEIGHT - BOTTOM, TOP)
-    body = []
-    for name in dict.fromkeys(family(r.method) for r in usable):
-        group = sorted((r for r in usable if family(r.method) == name), key=lambda r: r.computed)
-        number = colour[group[0].method]
-        if len(group) > 1:
-            body.append(line([(x.at(r.computed), y.at(getattr(r, metric))) for r in group], number))
-        for r in group:
-            at, mean, low = x.at(r.computed), getattr(r, metric), worst[r.method]
-            if low is not None:
-                body.append(line([(at, y.at(mean)), (at, y.at(low))], number, "whisker"))
-            text = f"{label(r.method)}: {mean:.4g} {unit}, worst {'-' if low is None else format(low, '.4g')}, "
-            body.append(dot(at, y.at(mean), number, f"{text}{r.computed:.1f} of {steps} steps"))
-    return frame(x, y, "computed steps", unit, "".join(body))
-
-
-def speed(rows: Sequence[Row], colour: Mapping[str, int]) -> str:
-    """Measured over ideal speed-up with the diagonal."""
-    low, high = padded([v for r in rows for v in (r.ideal, r.speedup)])
-    x, y = Axis(low, high, LEFT, WIDTH - RIGHT), Axis(low, high, HEIGHT - BOTTOM, TOP)
-    ends = [(x.at(low), y.at(low)), (x.at(high), y.at(high))]
-    body = [line(ends, 0, "diagonal")]
-    for r in rows:
-        text = f"{label(r.method)}: {r.speedup:.2f}x, ideal {r.ideal:.2f}x"
-        body.append(dot(x.at(r.ideal), y.at(r.speedup), colour[r.method], text))
-    return frame(x, y, "steps over computed steps", "measured speed-up of the loop", "".join(body))
-
-
-def errors(curves: Mapping[str, np.ndarray], colour: Mapping[str, int]) -> str:
-    """Relative error of the latent after every step, logarithmic."""
-    values = [float(v) for curve in curves.values() for v in curve if v > 1e-7]
-    x = Axis(0, max(len(c) for c in curves.values()) - 1, LEFT, WIDTH - RIGHT)
-    y = Axis(*padded(values, log=True), HEIGHT - BOTTOM, TOP, log=True)
-    body = []
-    for method, curve in curves.items():
-        points = [(x.at(k), y.at(float(v))) for k, v in enumerate(curve) if v > 1e-7]
-        if points:
-            title = f"<title>{html.escape(label(method))}</title>"
-            body.append(f"<g>{title}{line(points, colour[method])}</g>")
-    return frame(x, y, "step", "relative error of the latent", "".join(body))
-
-
-def timelines(rows: Mapping[str, np.ndarray], colour: Mapping[str, int]) -> str:
-    """One row of cells a method; runs with fewer steps are stretched to the same length."""
-    names = max((len(label(m)) for m in rows), default=1)
-    left, cell = min(220, 7 * min(names, 30) + 12), 16
-    height = cell * len(rows) + 30
-    longest = max((len(r) for r in rows.values()), default=1)
-    parts = [f'<svg viewBox="0 0 {WIDTH} {height}" role="img" class="chart">']
-    for number, (method, shares) in enumerate(rows.items()):
-        top = number * cell + 4
-        shown = shortened(label(method))
-        title = f"<title>{html.escape(method)}: {float(np.sum(shares)):.1f} steps</title>"
-        parts.append(
-            f'<text class="tick" x="{left - 8}" y="{top + 11}" text-anchor="end">{html.escape(shown)}{title}</text>'
+    ]
+    for metric, title, text in (
+        ("ssim", "Structure", "SSIM to the uncached clip; higher is better."),
+        ("lpips", "Perceptual distance", "LPIPS to the uncached clip; lower is better."),
+    ):
+        if any(getattr(r, metric) is not None for r in rows):
+            found.append(Chart(metric, title, text, _quality_of(rows, named, metric, metric.upper(), steps)))
+    found.append(
+        Chart(
+            "speedup",
+            "Speed-up, measured against ideal",
+            "Time of the uncached denoising loop over the method's; on the line a skipped step costs nothing.",
+            lambda make, tips: speed(make, tips, rows, named),
         )
-        width = (WIDTH - RIGHT - left) / max(len(shares), 1)
-        for k, share in enumerate(shares):
-            opacity = 0.08 + 0.92 * float(share)
-            parts.append(
-                f'<rect class="cell c{colour.get(method, 0)}{"" if method in colour else " plain"}" '
-                f'x="{left + k * width:.2f}" y="{top}" width="{max(width - 0.8, 0.4):.2f}" height="{cell - 4}" '
-                f'fill-opacity="{opacity:.2f}"/>'
+    )
+    errors = {r.method: mean_errors(results.items[r.method]) for r in rows}
+    if any(map(len, errors.values())):
+        kept = {method: curve for method, curve in errors.items() if len(curve)}
+        found.append(
+            Chart(
+                "errors",
+                "Error along the trajectory",
+                "Distance of the latent from the uncached run's after every step, relative, mean over prompts.",
+                lambda make, tips: curves(make, tips, kept, named),
             )
-    bottom = len(rows) * cell + 20
-    for k in range(0, longest + 1, 10):
-        at = left + k * (WIDTH - RIGHT - left) / longest
-        parts.append(f'<text class="tick" x="{at:.1f}" y="{bottom}" text-anchor="middle">{k}</text>')
-    return "".join([*parts, "</svg>"])
-
-
-def spread(values: Mapping[str, Sequence[float]], colour: Mapping[str, int]) -> str:
-    """A strip of dots a method, its mean as a line."""
-    rows = {m: v for m, v in values.items() if v}
-    names = max((len(label(m)) for m in rows), default=1)
-    left, cell = min(220, 7 * min(names, 30) + 12), 20
-    height = cell * len(rows) + BOTTOM
-    x = Axis(*padded([v for row in rows.values() for v in row]), left, WIDTH - RIGHT)
-    body = []
-    for number, (method, row) in enumerate(rows.items()):
-        at = number * cell + cell / 2 + 2
-        shown = shortened(label(method))
-        body.append(
-            f'<text class="tick" x="{left - 8}" y="{at + 4:.1f}" text-anchor="end">{html.escape(shown)}'
-            f"<title>{html.escape(method)}</title></text>"
         )
-        body += [dot(x.at(v), at, colour[method], f"{label(method)}: {v:.2f} dB", 3) for v in row]
-        mean = x.at(float(np.mean(row)))
-        body.append(line([(mean, at - 8), (mean, at + 8)], colour[method]))
-    y = Axis(0, 1, height - BOTTOM, 0)
-    ticks = "".join(
-        f'<line class="grid" x1="{x.at(v):.1f}" x2="{x.at(v):.1f}" y1="0" y2="{y.start:.1f}"/>'
-        f'<text class="tick" x="{x.at(v):.1f}" y="{y.start + 18:.1f}" text-anchor="middle">{v:g}</text>'
-        for v in x.ticks()
+    shares = {r.method: mean_steps(results.items[r.method], steps) for r in results.rows if r.failed < r.items}
+    found.append(
+        Chart(
+            "steps",
+            "Which steps are computed",
+            "One row a method, one cell a step: the stronger its colour, the more of the transformer was evaluated.",
+            lambda make, tips: timelines(make, tips, shares, named),
+        )
     )
-    caption = f'<text class="label" x="{(left + WIDTH) / 2:.0f}" y="{height - 6}" text-anchor="middle">PSNR, dB</text>'
-    head = f'<svg viewBox="0 0 {WIDTH} {height}" role="img" class="chart">'
-    return "".join([head, ticks, *body, caption, "</svg>"])
+    psnr = {r.method: [i.psnr for i in results.items[r.method] if i.psnr is not None] for r in rows}
+    if any(psnr.values()):
+        measured = {method: values for method, values in psnr.items() if values}
+        found.append(
+            Chart(
+                "prompts",
+                "Prompt by prompt",
+                "PSNR of every prompt and seed; the line is the mean.",
+                lambda make, tips: spread(make, tips, measured, named),
+            )
+        )
+    return found
+
+
+def write(results: Results, folder: Path) -> list[Path]:
+    """Draw every chart into a folder, as .svg and .png; returns the paths.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+    paths = []
+    with drawing() as figure:
+        for chart in charts(results):
+            drawn = chart.draw(figure, Tips())
+            for suffix in ("svg", "png"):
+                paths.append(folder / f"{chart.name}.{suffix}")
+                save(drawn, paths[-1])
+    return paths
+
+
+def _quality_of(rows: Sequence[Row], named: Named, metric: str, unit: str, steps: int) -> Callable[[Any, Tips], Any]:
+    return lambda make, tips: quality(make, tips, rows, named, metric, unit, steps)
+
+
+def _axes(make: Any, height: float, legend: int = 0) -> tuple[Any, Any]:
+    """A figure and its axes, with room for so many lines of a legend below."""
+    figure = make(figsize=(WIDTH / 72, (height + LEGEND * legend) / 72), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _legend(figure: Any, entries: Mapping[str, dict[str, Any]]) -> None:
+    """Name -> how its line looks, one a line, below the plot."""
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], label=_short(name), **look) for name, look in entries.items()]
+    figure.legend(handles=handles, loc="outside lower left", ncols=1)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
+
+
+def quality(make: Any, tips: Tips, rows: Sequence[Row], named: Named, metric: str, unit: str, steps: int) -> Any:
+    """A metric over computed steps: a curve for the settings of a method, thin lines to the worst prompt."""
+    groups = named.groups([r for r in rows if getattr(r, metric) is not None])
+    figure, axes = _axes(make, AXES, len(groups))
+    looks = {}
+    for curve, group in groups.items():
+        number = named.numbers[group[0].method]
+        look = {"color": colour(number), "marker": mark(number), "markeredgecolor": CARD}
+        looks[curve] = look
+        axes.plot([r.computed for r in group], [getattr(r, metric) for r in group], color=colour(number), zorder=2)
+        for r in group:
+            mean, worst = getattr(r, metric), getattr(r, f"{metric}_worst")
+            if worst is not None:
+                axes.plot([r.computed] * 2, [mean, worst], color=colour(number), linewidth=1.2, alpha=0.6, zorder=2)
+            (dot,) = axes.plot(r.computed, mean, linestyle="none", zorder=3, **look)
+            low = "-" if worst is None else f"{worst:.4g}"
+            tips.add(dot, f"{named.row(r.method)}: {mean:.4g} {unit}, worst {low}, {r.computed:.1f} of {steps} steps")
+    axes.set(xlabel="computed steps", ylabel=unit)
+    _legend(figure, looks)
+    return figure
+
+
+def speed(make: Any, tips: Tips, rows: Sequence[Row], named: Named) -> Any:
+    """Measured over ideal speed-up with the diagonal."""
+    groups = named.groups(rows)
+    figure, axes = _axes(make, AXES, len(groups) + 1)
+    ends = [min([1.0, *(r.ideal for r in rows)]), max([1.1, *(r.ideal for r in rows)])]
+    ideal = {"color": GREY, "linewidth": 1.2, "linestyle": "--"}
+    axes.plot(ends, ends, zorder=1, **ideal)
+    looks = {}
+    for curve, group in groups.items():
+        number = named.numbers[group[0].method]
+        looks[curve] = {"color": colour(number), "marker": mark(number), "markeredgecolor": CARD, "linestyle": "none"}
+        for r in group:
+            (dot,) = axes.plot(r.ideal, r.speedup, zorder=3, **looks[curve])
+            tips.add(dot, f"{named.row(r.method)}: {r.speedup:.2f}x, ideal {r.ideal:.2f}x")
+    axes.set(xlabel="steps over computed steps", ylabel="measured speed-up")
+    _legend(figure, {**looks, "ideal": ideal})
+    return figure
+
+
+def curves(make: Any, tips: Tips, errors: Mapping[str, np.ndarray], named: Named) -> Any:
+    """Relative error of the latent after every step, logarithmic."""
+    figure, axes = _axes(make, AXES, len(errors))
+    looks, dashes = {}, ("-", "--", ":", "-.")
+    seen: dict[int, int] = {}
+    for method, curve in errors.items():
+        number = named.numbers[method]
+        again = seen[number] = seen.get(number, -1) + 1  # one colour, several settings
+        look = {"color": colour(number), "linestyle": dashes[again % len(dashes)]}
+        steps = np.flatnonzero(curve > SMALLEST_ERROR)
+        if len(steps):
+            (line,) = axes.plot(steps, curve[steps], **look)
+            tips.add(line, named.row(method))
+        looks[named.row(method)] = look
+    axes.set(xlabel="step", ylabel="relative error of the latent", yscale="log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("")
+    _legend(figure, looks)
+    return figure
+
+
+def _rows(make: Any, names: Sequence[str], height: float) -> tuple[Any, Any]:
+    """A figure with one row a method, its name above it; row i lies between -i - 0.9 and -i - 0.5."""
+    figure, axes = _axes(make, ROW * len(names) + 36, 1)
+    axes.set(ylim=(-len(names), 0.05), yticks=[])
+    axes.spines["left"].set_visible(False)
+    for i, name in enumerate(names):
+        axes.text(0, -i - height, _short(name), transform=axes.get_yaxis_transform(), va="center", fontsize=TEXT)
+    return figure, axes
+
+
+def timelines(make: Any, tips: Tips, shares: Mapping[str, np.ndarray], named: Named) -> Any:
+    """One row of cells a method; runs with fewer steps are stretched to the same length."""
+    from matplotlib.patches import PathPatch, Rectangle
+
+    longest = max((len(r) for r in shares.values()), default=1)
+    figure, axes = _rows(make, [named.row(m) for m in shares], 0.24)
+    axes.grid(False)
+    axes.set(xlim=(0, longest), xlabel="step")
+    for i, (method, row) in enumerate(shares.items()):
+        width = longest / max(len(row), 1)
+        band = Rectangle((0, -i - 0.9), longest, 0.4, facecolor=named.colour(method), alpha=0.12, linewidth=0)
+        tips.add(axes.add_patch(band), f"{named.row(method)}: {float(np.sum(row)):.1f} steps")
+        for share in sorted({round(float(s), 1) for s in row} - {0.0}):
+            cells = [k for k, s in enumerate(row) if round(float(s), 1) == share]
+            path = _cells([k * width for k in cells], 0.85 * width, -i - 0.9, 0.4)
+            axes.add_patch(PathPatch(path, facecolor=named.colour(method), alpha=share, linewidth=0))
+    looks = {"color": GREY, "marker": "s", "linestyle": "none"}
+    _legend(figure, {"computed; faint: skipped": looks})
+    return figure
+
+
+def _cells(lefts: Sequence[float], width: float, bottom: float, height: float) -> Any:
+    """Rectangles as one path."""
+    from matplotlib.path import Path as Outline
+
+    corners = [
+        corner
+        for left in lefts
+        for corner in (
+            (left, bottom),
+            (left + width, bottom),
+            (left + width, bottom + height),
+            (left, bottom + height),
+            (left, bottom),
+        )
+    ]
+    return Outline(corners, [Outline.MOVETO, *[Outline.LINETO] * 3, Outline.CLOSEPOLY] * len(lefts))
+
+
+def spread(make: Any, tips: Tips, values: Mapping[str, Sequence[float]], named: Named) -> Any:
+    """A strip of dots a method, its mean as a line."""
+    figure, axes = _rows(make, [named.row(m) for m in values], 0.24)
+    axes.set(xlabel="PSNR, dB")
+    axes.grid(axis="y", visible=False)
+    for i, (method, row) in enumerate(values.items()):
+        (dots,) = axes.plot(
+            row, [-i - 0.7] * len(row), "o", color=named.colour(method), alpha=0.6, markersize=6, markeredgewidth=0
+        )
+        mean = float(np.mean(row))
+        tips.add(dots, f"{named.row(method)}: {mean:.2f} dB, from {min(row):.2f} to {max(row):.2f}")
+        axes.plot([mean] * 2, [-i - 0.95, -i - 0.45], color=named.colour(method))
+    _legend(figure, {"a prompt and seed; line: the mean": {"color": GREY, "marker": "o", "linestyle": "none"}})
+    return figure

@@ -1,10 +1,4 @@
-r"""LeMiCa for HunyuanVideo-1.5: copy this file into a clone of Tencent-Hunyuan/HunyuanVideo-1.5, run it as generate.py.
-
-    torchrun --nproc_per_node=4 lemica_generate.py --resolution 480p --model_path ./ckpts --prompt "..." \
-        --enable_cache true --cache_type lemica --lemica_step 25
-
-Without --cache_type lemica it is upstream's generate.py, with upstream's own caches.
-"""
+"""What the HunyuanVideo-1.5 drop-ins share: their own flags first, all others to upstream's `generate.py`."""
 
 from __future__ import annotations
 
@@ -19,93 +13,74 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from stepcache.core.cache import Policy
-from stepcache.dropin.common import add_boundary, add_predict, add_resample, fail, leads, planned, say
-from stepcache.hosts.hunyuanvideo15 import MODEL, CacheHelper, DoesNotFit, install
-from stepcache.methods.fixed import Fixed
-from stepcache.methods.lemica import LeMiCa
+from stepcache.core.strategy import Policy
+from stepcache.dropin.common import checked_file, fail, leads, parsed
+from stepcache.hosts.hunyuanvideo15 import CacheHelper, DoesNotFit, install
 
-CACHE_TYPES = ("lemica", "deepcache", "teacache", "taylorcache")
+OTHERS = ("deepcache", "teacache", "taylorcache")
+"""Upstream's own cache types."""
 
-
-def flags() -> argparse.ArgumentParser:
-    """LeMiCa's own flags."""
-    parser = argparse.ArgumentParser(prog="lemica_generate.py", add_help=False, allow_abbrev=False)
-    group = parser.add_argument_group("LeMiCa (with --enable_cache true --cache_type lemica)")
-    group.add_argument("--lemica_step", type=int, help="computed steps: 25 (default), 20, 15 or 10 of 50")
-    add_predict(group)
-    add_resample(group)
-    add_boundary(group)
-    return parser
+Choose = Callable[[argparse.Namespace, argparse.Namespace], tuple[Policy | None, str]]
 
 
-def main() -> None:
-    """Take our own flags, hand all others to upstream's main, and step in where it makes its pipeline."""
-    own, rest = flags().parse_known_args()
+def launch(flags: argparse.ArgumentParser, choose: Choose, words: dict[str, str]) -> argparse.Namespace:
+    """Run upstream's main with a cache in the pipeline it makes; returns upstream's arguments.
+
+    Args:
+        flags: the drop-in's own flags (a parser without help).
+        choose: (own flags, upstream's) -> policy and a tag for the default file name; no policy: upstream's process.
+        words: what a message of the policy calls a setting -> the flag of this script.
+    """
+    own, rest = parsed(flags)
     _check_place()
     if {"-h", "--help"} & set(rest):
-        print(flags().format_help(), "\nAnd all flags of HunyuanVideo-1.5's generate.py:\n", sep="")
+        print(flags.format_help(), "\nAnd all flags of HunyuanVideo-1.5's generate.py:\n", sep="")
     upstream = _upstream()
     sys.argv = [sys.argv[0], *rest]
-    generate_video = upstream.generate_video
+    generate_video, seen = upstream.generate_video, argparse.Namespace()
 
     def cached(args: argparse.Namespace) -> None:
+        vars(seen).update(vars(args))
         try:
-            policy = choose(own, args)
+            policy, tag = choose(own, args)
+            if policy is not None:
+                _check(args)
+                args.output_path = checked_file(args.output_path or default_file(upstream, args, tag))
         except (ValueError, OSError) as error:
-            fail(str(error))
+            message = str(error)
+            for setting, flag in words.items():
+                message = message.replace(setting, flag)
+            fail(message)
         if policy is None:
             generate_video(args)
-            return
-        args.output_path = args.output_path or default_file(upstream, args)
-        _generate(upstream, generate_video, args, policy)
+        else:
+            _generate(upstream, generate_video, args, policy)
 
     upstream.generate_video = cached
     try:
         upstream.main()
     finally:
         upstream.generate_video = generate_video
+    return seen
 
 
-def choose(own: argparse.Namespace, args: argparse.Namespace) -> Policy | None:
-    """The policy, checked before anything is loaded; `None`: upstream's process. ValueError, FileNotFoundError."""
-    if args.enable_cache and args.cache_type not in CACHE_TYPES:
-        raise ValueError(f"--cache_type {args.cache_type} is unknown; expected one of {', '.join(CACHE_TYPES)}.")
-    if not (args.enable_cache and args.cache_type == "lemica"):
-        changed = own.boundary != "output" or own.lemica_predict != "reuse"
-        if own.lemica_step is not None or own.plan or own.lemica_resample or changed:
-            raise ValueError("LeMiCa's flags need --enable_cache true --cache_type lemica.")
-        return None
+def _check(args: argparse.Namespace) -> None:
+    """What no method can do here; ValueError, FileNotFoundError."""
     if args.enable_step_distill:
         raise ValueError(
             "a step-distilled model (--enable_step_distill) has no steps to spare: leave it or the cache out."
         )
-    if own.plan:
-        if own.lemica_step is not None:
-            raise ValueError("--lemica_step and --plan exclude each other; give one of them.")
-        fixed = planned(own.plan, MODEL, args.num_inference_steps, own.lemica_resample)
-        policy: Fixed | LeMiCa = fixed
-        budget = fixed.decided.budget
-    else:
-        budget = 25 if own.lemica_step is None else own.lemica_step
-        policy = LeMiCa(budget, MODEL, own.lemica_resample, own.boundary, own.lemica_predict)
-        for note in policy.plan(num_steps=args.num_inference_steps).notes:
-            say(note)
-    if args.cfg_distilled or args.sparse_attn:
-        say("the schedules were published for the model that is not distilled; nothing is known about this one.")
-    args.lemica_step, args.boundary = budget, policy.boundary  # into upstream's record of the generation
     if not Path(args.model_path).is_dir() and args.model_path.count("/") != 1:
         raise FileNotFoundError(f"--model_path {args.model_path!r} is not a folder; download the checkpoint first.")
-    return policy
 
 
-def default_file(upstream: Any, args: argparse.Namespace) -> str:
-    """Upstream's default file name with the budget before the time."""
+def default_file(upstream: Any, args: argparse.Namespace, tag: str) -> str:
+    """Upstream's default file name with the method and its setting before the time."""
     task = "i2v" if args.image_path else "t2v"
     version = upstream.HunyuanVideo_1_5_Pipeline.get_transformer_version(
         args.resolution, task, args.cfg_distilled, args.enable_step_distill, args.sparse_attn
     )
-    return f"./outputs/output_{version}_lemica{args.lemica_step}_{datetime.now():%Y-%m-%d %H:%M:%S}.mp4"
+    return f"./outputs/output_{version}_{tag}_{datetime.now():%Y-%m-%d %H:%M:%S}.mp4"
 
 
 def _generate(
@@ -121,6 +96,7 @@ def _generate(
         vars(pipe)["apply_infer_optimization"] = _optimise(pipe, policy, helpers)
         return pipe
 
+    args.enable_cache, args.cache_type = True, "stepcache"  # upstream looks for a helper then; ours is put there
     pipeline.create_pipeline = classmethod(create_pipeline)
     try:
         generate_video(args)
@@ -167,7 +143,3 @@ def _upstream() -> Any:
         os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     return importlib.import_module("generate")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,179 @@
+"""Flags of the subcommands: the modes in which each has an effect, and what several subcommands share.
+
+A flag that would be ignored is an error. So a flag that does not always act is declared with what it needs, and the
+subcommand says which of these hold for the flags at hand:
+
+    flags = Flags(parser, modes=lambda args: {f"--objective {args.objective}"})
+    flags.add("--objective", choices=("sum", "power"), default="sum")
+    flags.add("--gamma", type=float, default=2.0, needs="--objective power")
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from stepcache.fleet.cluster import LOCAL, Resources
+from stepcache.measure.generation import Request, check_request, model_defaults
+
+SIZES = ("height", "width", "num_frames")
+
+
+Modes = Callable[[argparse.Namespace], Collection[str]]
+"""What holds for a command's flags, in the words of the `needs` of its flags."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one sentence, and that takes flags in full only."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, **options})
+
+    def error(self, message: str) -> NoReturn:
+        """End with code 2."""
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (see {self.prog} --help)\n")
+
+
+class Flags:
+    """The flags of one subcommand.
+
+    Args:
+        parser: of the subcommand.
+        modes: which of the conditions hold that flags `need`.
+    """
+
+    def __init__(self, parser: argparse.ArgumentParser, modes: Modes = lambda args: ()) -> None:
+        self._parser, self._modes = parser, modes
+        self._defaults: dict[str, Any] = {}
+        self._names: dict[str, str] = {}
+        self._needs: dict[str, tuple[str, ...]] = {}
+        parser.set_defaults(flags=self)
+
+    def add(
+        self, name: str, *, default: Any = None, needs: str | Sequence[str] = (), group: Any = None, **options: Any
+    ) -> None:
+        """Declare a flag, with argparse's options.
+
+        Args:
+            name: of the flag, or of a positional argument.
+            default: its value when it is not given.
+            needs: it has an effect only where one of these holds; nothing: always.
+            group: an argument group of the parser to put it into.
+            **options: argparse's.
+        """
+        action = (group or self._parser).add_argument(name, default=argparse.SUPPRESS, **options)
+        self._defaults[action.dest], self._names[action.dest] = default, name
+        self._needs[action.dest] = (needs,) if isinstance(needs, str) else tuple(needs)
+
+    def group(self, title: str) -> Any:
+        """A group of the help text, for `add`."""
+        return self._parser.add_argument_group(title)
+
+    def add_gone(self, names: dict[str, str]) -> None:
+        """Flags of earlier versions, and how to say it now: using one is an error that tells."""
+        for name, now in names.items():
+            self._parser.add_argument(name, nargs="?", action=_Gone, now=now, help=argparse.SUPPRESS)
+
+    def completed(self, given: argparse.Namespace) -> argparse.Namespace:
+        """What was given, and defaults for the rest.
+
+        Raises:
+            ValueError: a flag was given that has no effect beside the others.
+        """
+        mine = {name: value for name, value in vars(given).items() if name in self._defaults}
+        args = argparse.Namespace(**{**self._defaults, **mine})
+        holding = set(self._modes(args))
+        for name in mine:
+            if (needs := self._needs[name]) and not holding.intersection(needs):
+                raise ValueError(f"{self._names[name]} has no effect here; it needs {' or '.join(needs)}.")
+        return args
+
+
+class _Gone(argparse.Action):
+    """Ends the parser with how a flag of an earlier version is written now."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, now: str, **options: Any) -> None:
+        super().__init__(option_strings, dest, **{**options, "default": argparse.SUPPRESS})
+        self.now = now
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option_string: Any = None) -> None:
+        parser.error(f"{option_string} is no longer a flag: {self.now}")
+
+
+def add_request_flags(flags: Flags, **options: Any) -> None:
+    """What all uncached runs have in common: `request_from` reads it."""
+    flags.add("--negative_prompt", default="", **options)
+    flags.add("--steps", type=int, default=50, help="steps of the denoising loop (50)", **options)
+    flags.add("--guidance", type=float, help="guidance scale; 1 is off (default: the model's, else 5)", **options)
+    add_size_flags(flags, "default: the model's", **options)
+
+
+def add_size_flags(flags: Flags, help_text: str, **options: Any) -> None:
+    """Height and width in pixels, and frames."""
+    for name in SIZES:
+        flags.add(f"--{name}", type=int, help=help_text, **options)
+
+
+def add_device_flags(flags: Flags, **options: Any) -> None:
+    """Where and in which precision the model runs."""
+    precisions = ("float32", "bfloat16", "float16")
+    flags.add("--device", help="default: cuda if there is one, else cpu", **options)
+    flags.add("--dtype", choices=precisions, help="default: bfloat16 on cuda, float32 on cpu", **options)
+
+
+def request_from(args: argparse.Namespace, prompt: str | None = None, seed: int = 0) -> Request:
+    """What the flags ask for; sizes and guidance default to the model's, then to Wan2.1's.
+
+    Args:
+        args: `model`, and flags of `add_request_flags`; those that a command does not have count as not given.
+        prompt: None where prompts come from a file.
+        seed: of the run.
+
+    Raises:
+        ValueError: numbers no pipeline can use, or an empty prompt.
+    """
+    if prompt is not None and not prompt.strip():
+        raise ValueError("--prompt is empty; say what to generate.")
+    given = {name: value for name in ("guidance", *SIZES) if (value := getattr(args, name, None)) is not None}
+    known = {name: value for name, value in model_defaults(args.model).items() if name != "fps"}
+    request = Request(prompt or "", getattr(args, "negative_prompt", ""), args.steps, seed=seed, **{**known, **given})
+    check_request(request)
+    return request
+
+
+def add_ray_flags(flags: Flags, **options: Any) -> None:
+    """The flags that put work on a cluster: `resources_from` reads them."""
+    group = flags.group("on a Ray cluster (pip install 'stepcache[cluster]')")
+    flags.add(
+        "--ray",
+        nargs="?",
+        const=LOCAL,
+        group=group,
+        metavar="ADDRESS",
+        help="run on Ray: host:port of a cluster, auto for the one this machine is on, nothing for this machine alone",
+        **options,
+    )
+    numbers: tuple[tuple[str, type, Any, str], ...] = (
+        ("--workers", int, None, "processes that load the model (default: as many as fit)"),
+        ("--cpus-per-worker", float, 1.0, "CPU cores of each (1)"),
+        ("--gpus-per-worker", float, None, "GPUs of each, such as 0.5 (default: 1 if there are any)"),
+        ("--max-retries", int, 3, "begin a job again so often when it is lost (3)"),
+    )
+    for name, kind, default, text in numbers:
+        flags.add(name, type=kind, default=default, group=group, metavar="N", needs="--ray", help=text)
+
+
+def resources_from(args: argparse.Namespace) -> Resources | None:
+    """What is asked of Ray; None if nothing is. ValueError for impossible numbers."""
+    if args.ray is None:
+        return None
+    return Resources(args.ray, args.workers, args.cpus_per_worker, args.gpus_per_worker, args.max_retries)
+
+
+def absolute(path: str | None) -> str | None:
+    """A path as workers can use it, who run in other folders: absolute where it is here, else (a hub id) as it is."""
+    if path and (found := Path(path).expanduser()).exists():
+        return str(found.absolute())
+    return path
