@@ -38,8 +38,8 @@ sys.path.insert(0, str(ROOT / "tools"))
 from tiny_wan_clips import FRAMES, SIZE, caption, random_scene
 
 import stepcache
-from stepcache import EasyCache, Hindsight, LeMiCa, Off, Plan, TeaCache, Uniform
-from stepcache.core.plan import Check, spread
+from stepcache import EasyCache, Hindsight, LeMiCa, Off, Plan, PlanFile, TeaCache, Uniform
+from stepcache.core.plan import spread
 from stepcache.core.strategy import Policy
 from stepcache.files import write_atomically
 from stepcache.hosts.diffusers import _trajectory, accelerate
@@ -138,7 +138,7 @@ def on_grid(scheduler: Any, computed: tuple[int, ...], steps: int) -> Any:
     return sampler
 
 
-def anywhere(plan: Plan) -> Plan:
+def anywhere(plan: PlanFile) -> PlanFile:
     """The plan without what it was made for: here it is asked what it does elsewhere."""
     free = replace(plan, model=None, timesteps=None, shift=None, scheduler=None)
     return replace(free, guidance=None, guidance_range=None)
@@ -146,7 +146,12 @@ def anywhere(plan: Plan) -> Plan:
 
 def extrapolated(plan: Plan, order: int) -> Plan:
     """TaylorSeer's prediction on a schedule."""
-    return replace(plan, weights=taylor_weights(plan.computed, plan.num_steps, order), method=f"taylorseer {order}")
+    return replace(plan, weights=taylor_weights(plan.computed, plan.num_steps, order))
+
+
+def hindsight(plan: Plan | None) -> PlanFile | None:
+    """Hindsight on a schedule."""
+    return None if plan is None else PlanFile(replace(plan, weights=()), "hindsight")
 
 
 Method = Callable[["Methods", int], list[dict[str, Any]]]
@@ -168,23 +173,23 @@ class Methods:
         """Steps of the runs."""
         return self.evaluation.setting.steps
 
-    def checked(self, budget: int, runs: int | None = None, through: str = "position", **settings: Any) -> Plan:
-        """Our plan, from the first `runs` of its calibration; brought to this run's steps if it is of others."""
+    def planned(self, budget: int, runs: int | None = None, through: str = "position", **settings: Any) -> Plan:
+        """Our schedule, from the first `runs` of its calibration; brought to this run's steps if it is of others."""
         source = replace(self.plans_from, runs=self.plans_from.runs[:runs])
-        planned = budget if through == "sigma" else round(budget * source.num_steps / self.steps)
-        plan = plan_hindsight(source, planned, **settings)
+        wanted = budget if through == "sigma" else round(budget * source.num_steps / self.steps)
+        file = plan_hindsight(source, wanted, **settings)
         if through == "sigma":
-            plan = Plan(self.steps, self._at_levels(plan)).checked(plan.check)
-        elif (plan.num_steps, plan.budget) != (self.steps, budget):
-            plan = plan.resampled(self.steps, budget)
-        return anywhere(plan)
+            return Plan(self.steps, self._at_levels(file))
+        return (
+            file.plan if (source.num_steps, wanted) == (self.steps, budget) else file.plan.resampled(self.steps, budget)
+        )
 
-    def _at_levels(self, plan: Plan) -> tuple[int, ...]:
+    def _at_levels(self, file: PlanFile) -> tuple[int, ...]:
         """The steps of this run whose noise levels are nearest the plan's computed ones."""
         pipe = self.evaluation.pipe
         pipe.scheduler.set_timesteps(self.steps)
         here = pipe.scheduler.timesteps.numpy()
-        wanted = [float(np.abs(here - (plan.timesteps or ())[k]).argmin()) for k in plan.computed]
+        wanted = [float(np.abs(here - (file.timesteps or ())[k]).argmin()) for k in file.plan.computed]
         return spread(wanted, self.steps)
 
     def fewer_steps(self, budget: int) -> list[dict[str, Any]]:
@@ -193,7 +198,7 @@ class Methods:
 
     def sampler_on_lemica_grid(self, budget: int) -> list[dict[str, Any]]:
         """The sampler on the levels LeMiCa (exact, this model) computes."""
-        pipe, computed = self.evaluation.pipe, self.lemica_exact(budget).computed
+        pipe, computed = self.evaluation.pipe, self.lemica_exact(budget).plan.computed
         before = pipe.scheduler
         pipe.scheduler = on_grid(before, computed, self.steps)
         try:
@@ -201,7 +206,7 @@ class Methods:
         finally:
             pipe.scheduler = before
 
-    def lemica_exact(self, budget: int, boundary: str = "output", **settings: Any) -> Plan:
+    def lemica_exact(self, budget: int, boundary: str = "output", **settings: Any) -> PlanFile:
         """LeMiCa as published, on this model: measured edges (else in closed form), lexicographic minimax."""
         edges = self.edges.get(boundary)
         weights = edges.mean() if edges else gram_edges(self.calibration)
@@ -210,7 +215,7 @@ class Methods:
     def published(self, budget: int) -> Plan | None:
         """LeMiCa's published list for Wan2.1, where there is one."""
         try:
-            return anywhere(LeMiCa(budget).plan(WAN, self.steps))
+            return LeMiCa(budget).plan(WAN, self.steps)
         except ValueError:
             return None
 
@@ -222,7 +227,7 @@ class Methods:
                 plan = plan_magcache(ratios, budget, k, retention)
             except ValueError:  # no threshold reaches this budget
                 continue
-            candidates[plan.computed] = anywhere(plan)
+            candidates[plan.plan.computed] = plan.plan
         return self._best(list(candidates.values()))
 
     def teacache(self, budget: int) -> list[dict[str, Any]]:
@@ -236,7 +241,7 @@ class Methods:
             for thresh in np.geomspace(1e-3, 10, 300):
                 plan = TeaCache(float(thresh), ret, coefficients=coefficients).plan(run)
                 if plan.budget == budget:
-                    candidates[plan.computed] = anywhere(plan)
+                    candidates[plan.computed] = plan
         return self._best(list(candidates.values()))
 
     def _polynomial(self, run: Any, which: int) -> tuple[float, ...]:
@@ -302,24 +307,21 @@ METHODS: dict[str, Method] = {
     "MagCache": Methods.magcache,
     "TeaCache": Methods.teacache,
     "EasyCache": Methods.easycache,
-    "TaylorSeer order 1": _planned(lambda m, b: extrapolated(Uniform(b).plan(m.steps), 1)),
-    "TaylorSeer order 2": _planned(lambda m, b: extrapolated(Uniform(b).plan(m.steps), 2)),
-    "checked on uniform": _planned(lambda m, b: Hindsight(b)),
-    "checked on LeMiCa published": _planned(lambda m, b: None if (p := m.published(b)) is None else p.checked()),
-    "hindsight": _planned(lambda m, b: m.checked(b)),
+    "extrapolation order 1, even": _planned(lambda m, b: extrapolated(Uniform(b).plan(m.steps), 1)),
+    "extrapolation order 2, even": _planned(lambda m, b: extrapolated(Uniform(b).plan(m.steps), 2)),
+    "extrapolation order 1, planned": _planned(lambda m, b: extrapolated(m.planned(b), 1)),
+    "hindsight, even": _planned(lambda m, b: Hindsight(b)),
+    "hindsight, published list": _planned(lambda m, b: hindsight(m.published(b))),
+    "hindsight, planned": _planned(lambda m, b: hindsight(m.planned(b))),
 }
 VARIANTS: dict[str, Method] = {
-    "planned reuse": _planned(lambda m, b: m.checked(b, mode="reuse")),
-    "planned static": _planned(lambda m, b: m.checked(b, mode="static")),
-    "checked from 4 runs": _planned(lambda m, b: m.checked(b, 4)),
-    "checked from 2 runs": _planned(lambda m, b: m.checked(b, 2)),
-    "checked from 1 run": _planned(lambda m, b: m.checked(b, 1)),
-    "checked by branch": _planned(lambda m, b: m.checked(b, check=Check(basis="branch"))),
-    "checked one band": _planned(lambda m, b: m.checked(b, check=Check(bands=()))),
-    "checked three bands": _planned(lambda m, b: m.checked(b, check=Check(bands=(11, 5)))),
-    "checked costs to the first power": _planned(lambda m, b: m.checked(b, power=1.0)),
-    "checked costs to the fourth power": _planned(lambda m, b: m.checked(b, power=4.0)),
-    "checked through sigma": _planned(lambda m, b: m.checked(b, through="sigma")),
+    "uniform reuse on planned steps": _planned(lambda m, b: m.planned(b)),
+    "hindsight, planned from 4 runs": _planned(lambda m, b: hindsight(m.planned(b, 4))),
+    "hindsight, planned from 2 runs": _planned(lambda m, b: hindsight(m.planned(b, 2))),
+    "hindsight, planned from 1 run": _planned(lambda m, b: hindsight(m.planned(b, 1))),
+    "hindsight, planned, costs to the first power": _planned(lambda m, b: hindsight(m.planned(b, power=1.0))),
+    "hindsight, planned, costs to the fourth power": _planned(lambda m, b: hindsight(m.planned(b, power=4.0))),
+    "hindsight, planned, through sigma": _planned(lambda m, b: hindsight(m.planned(b, through="sigma"))),
     "LeMiCa closed form": _planned(lambda m, b: anywhere(plan_lemica(m.calibration, b, gram_edges(m.calibration)))),
     "LeMiCa exact sum": _planned(lambda m, b: m.lemica_exact(b, objective="sum")),
     "LeMiCa exact power": _planned(lambda m, b: m.lemica_exact(b, objective="power")),

@@ -1,13 +1,11 @@
-"""Tiny real diffusers pipelines, shared by the tests."""
+"""What the tests share. The builders of tiny pipelines are in `tiny`."""
 
 from __future__ import annotations
 
 import surroundings  # noqa: F401
 
 # isort: split
-import argparse
-import functools
-import json
+import importlib
 import sys
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -15,23 +13,21 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
-from diffusers import (
-    AutoencoderKLWan,
-    UniPCMultistepScheduler,
-    WanImageToVideoPipeline,
-    WanPipeline,
-    WanTransformer3DModel,
-)
 from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
-import train_tiny_wan as training
-
-torch.set_num_threads(1)
 # A loaded machine is slow, not wrong.
 settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
+
+BUILDERS = ("sample", "tiny_i2v_pipe", "tiny_pipe", "tiny_scheduler", "tiny_transformer", "tiny_vae")
+
+
+def __getattr__(name):
+    """A builder, when it is asked for: importing torch and diffusers takes the process long that directs others."""
+    if name not in BUILDERS:
+        raise AttributeError(name)
+    return getattr(importlib.import_module("tiny"), name)
 
 
 def near(value, rel=1e-3):
@@ -52,84 +48,8 @@ def near(value, rel=1e-3):
     return pytest.approx(value, rel=rel, nan_ok=True) if isinstance(value, float) else value
 
 
-def tiny_transformer(seed: int = 0, in_channels: int = 16) -> WanTransformer3DModel:
-    torch.manual_seed(seed)
-    transformer = WanTransformer3DModel(
-        patch_size=(1, 2, 2),
-        num_attention_heads=2,
-        attention_head_dim=24,
-        in_channels=in_channels,
-        out_channels=16,
-        text_dim=32,
-        freq_dim=32,
-        ffn_dim=64,
-        num_layers=3,
-        rope_max_seq_len=64,
-    )
-    for p in transformer.parameters():  # large enough that prompts, steps and guidance matter
-        if p.ndim > 1:
-            torch.nn.init.normal_(p, 0, 0.1)
-    return transformer.eval()
-
-
-@functools.cache
-def tiny_vae() -> AutoencoderKLWan:
-    torch.manual_seed(1)
-    return AutoencoderKLWan(
-        base_dim=8, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True]
-    ).eval()
-
-
-def tiny_scheduler(shift: float = 3.0) -> UniPCMultistepScheduler:
-    return UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
-
-
-def tiny_pipe(seed: int = 0) -> WanPipeline:
-    pipe = WanPipeline(
-        tokenizer=None,
-        text_encoder=None,
-        transformer=tiny_transformer(seed),
-        vae=tiny_vae(),
-        scheduler=tiny_scheduler(),
-    )
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def tiny_i2v_pipe() -> WanImageToVideoPipeline:
-    pipe = WanImageToVideoPipeline(
-        tokenizer=None,
-        text_encoder=None,
-        image_encoder=None,
-        image_processor=None,
-        transformer=tiny_transformer(2, in_channels=36),
-        vae=tiny_vae(),
-        scheduler=tiny_scheduler(),
-    )
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def sample(pipe, steps=12, guidance=5.0, size=32, seed=1, batch=1, frames=5, **kwargs):
-    """One generation, as latents."""
-    g = torch.Generator().manual_seed(0)
-    cond, uncond = torch.randn(batch, 8, 32, generator=g), torch.randn(batch, 8, 32, generator=g)
-    return pipe(
-        prompt_embeds=cond,
-        negative_prompt_embeds=uncond if guidance > 1 else None,
-        height=size,
-        width=size,
-        num_frames=frames,
-        num_inference_steps=steps,
-        guidance_scale=guidance,
-        generator=torch.Generator().manual_seed(seed),
-        output_type="latent",
-        **kwargs,
-    ).frames
-
-
 # The files that take longest, longest first.
-LONG = ("test_cluster", "test_ranks", "test_bench", "test_planning", "test_embedded_model")
+LONG = ("test_cluster", "test_drivers", "test_ranks", "test_bench", "test_planning", "test_embedded_model")
 
 
 def pytest_collection_modifyitems(items):
@@ -140,31 +60,26 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture
 def pipe():
+    from tiny import tiny_pipe
+
     return tiny_pipe()
 
 
 @pytest.fixture
 def toolkit():
-    """The builders above, for tests that need several pipelines."""
-    return SimpleNamespace(pipe=tiny_pipe, i2v=tiny_i2v_pipe, sample=sample, scheduler=tiny_scheduler)
+    """The builders, for tests that need several pipelines."""
+    import tiny
+
+    return SimpleNamespace(
+        pipe=tiny.tiny_pipe, i2v=tiny.tiny_i2v_pipe, sample=tiny.sample, scheduler=tiny.tiny_scheduler
+    )
 
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory):
     """A folder with a real, untrained Wan pipeline, tokenizer and text encoder included."""
-    torch.manual_seed(0)
+    from tiny import untrained_model
+
     folder = tmp_path_factory.mktemp("model")
-    transformer, tokenizer = training.build_transformer(), training.build_tokenizer()
-    for p in transformer.parameters():
-        if p.ndim > 1:
-            torch.nn.init.normal_(p, 0, 0.04)
-    pipe = training.assemble(
-        argparse.Namespace(flow_shift=5.0),
-        training.build_vae(),
-        transformer,
-        training.build_text_encoder(len(tokenizer)),
-    )
-    pipe.save_pretrained(folder)
-    defaults = {"height": 32, "width": 32, "num_frames": 5, "fps": 8, "guidance": 3.0}
-    (folder / "generation_defaults.json").write_text(json.dumps(defaults))
+    untrained_model(folder)
     return str(folder)

@@ -21,6 +21,7 @@ import tempfile
 import threading
 import time
 import types
+import warnings
 from contextlib import suppress
 from pathlib import Path
 
@@ -43,14 +44,14 @@ def torchrun(python, ranks):
     return [*start, "--master_addr=127.0.0.1", f"--master_port={free_port()}"]
 
 
-def run_script(arguments, cwd, env, ranks=1, timeout=120, real=False):
+def run_script(arguments, cwd, env, ranks=1, timeout=600, real=False):
     """`python *arguments` (a script or -c) as `subprocess.run` would, on as many ranks as torchrun would.
 
     PYTHONPATH is refused: what the server has imported was found without it.
     """
     assert "PYTHONPATH" not in env
     arguments = [str(a) for a in arguments]
-    if real or not POSSIBLE or os.environ.get("STEPCACHE_REAL_PROCESSES"):
+    if real or not POSSIBLE or os.environ.get("STEPCACHE_REAL_PROCESSES") or _server() is None:
         start = [sys.executable] if ranks == 1 else torchrun(sys.executable, ranks)
         return subprocess.run(
             [*start, *arguments], cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout, check=False
@@ -71,7 +72,9 @@ def on_ranks(function, *arguments, ranks=2):
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     code = f"import sys; sys.path[:] = {sys.path!r}; import os, pickle; import {function.__module__} as module; "
     code += f"module.{function.__name__}(int(os.environ['RANK']), *pickle.loads({pickle.dumps(arguments)!r}))"
-    done = run_script(["-c", code], ".", env, ranks)
+    with tempfile.TemporaryDirectory() as folder:  # a file, since torchrun takes no -c
+        (Path(folder) / "rank.py").write_text(code)
+        done = run_script(["rank.py"], folder, env, ranks)
     assert done.returncode == 0, done.stderr
 
 
@@ -84,13 +87,20 @@ def places(ranks):
 
 @functools.cache
 def _server():
-    """Started at the first request: once in a test process."""
+    """Started at the first request, once in a test process; None where some library it imports starts threads.
+
+    A fork has only one of them, and whoever waits for another waits forever.
+    """
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     server = subprocess.Popen(
         [sys.executable, __file__], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     atexit.register(_stop, server)
-    return server
+    threads = server.stdout.readline().strip()
+    assert threads, f"the fork server ended with code {server.wait()}"
+    if threads != "1":
+        warnings.warn(f"libraries start {threads} threads: scripts are real processes, and slow", stacklevel=3)
+    return server if threads == "1" else None
 
 
 def _stop(server):
@@ -122,8 +132,7 @@ def import_what_scripts_import():
 
     torch.set_num_threads(1)
     assert diffusers.QwenImagePipeline  # diffusers imports its parts when they are asked for
-    threads = os.listdir("/proc/self/task")
-    assert len(threads) == 1, f"{len(threads)} threads: a fork would lose all but one"
+    print(len(os.listdir("/proc/self/task")), flush=True)
     gc.freeze()  # otherwise every fork's first collection would copy all of it
 
 

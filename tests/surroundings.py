@@ -8,15 +8,19 @@ from __future__ import annotations
 import atexit
 import locale
 import os
+import secrets
 import shutil
 import signal
 import site
 import tempfile
 from contextlib import suppress
+from pathlib import Path
 
 HOME = "STEPCACHE_TESTS_HOME"
 # One thread a process: as fast on models this small, the same sums everywhere, and processes can be forked.
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+# Ray gives its workers the lowest priority: beside another busy process they would hardly run.
+RAY = {"RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0"}
 # Places of caches and settings outside the home directory, ranks and clusters we are no part of, languages, colours.
 FOREIGN = (
     *("HF_HOME", "HF_HUB_CACHE", "HF_TOKEN", "TORCH_HOME", "MPLCONFIGDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"),
@@ -42,7 +46,7 @@ def set_environment():
         del os.environ[name]
     os.environ.update(dict.fromkeys(THREADS, "1"))
     os.environ.update(LANG="C.UTF-8", LC_ALL="C.UTF-8", PYTHONUTF8="1", COLUMNS="100")
-    os.environ.update(TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1", RAY_USAGE_STATS_ENABLED="0")
+    os.environ.update(TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1", **RAY)
     with suppress(locale.Error):  # a system without it has UTF-8 anyway, or PYTHONUTF8 does it
         locale.setlocale(locale.LC_CTYPE, "C.UTF-8")
 
@@ -52,6 +56,9 @@ def move_home():
     if HOME not in os.environ:
         os.environ[HOME] = tempfile.mkdtemp(prefix="stepcache-tests-home-")
         atexit.register(shutil.rmtree, os.environ[HOME], ignore_errors=True)
+        ray = Path(os.environ[HOME]) / ".ray"
+        ray.mkdir()
+        (ray / "auth_token").write_text(secrets.token_hex(32))  # two clusters started at once would each make one
     os.environ["PYTHONUSERBASE"] = site.getuserbase()  # packages installed there are still found
     os.environ["HOME"] = os.environ[HOME]
 

@@ -146,7 +146,11 @@ def test_the_meter_sees_blocks_and_leaves_no_trace(model):
     assert len(uncached.latents) == 6
     half = run_once(pipe, request, parse_one("uniform:3"))
     assert [n // (2 * blocks) for n in half.executed] == [int(k in half.summary.computed) for k in range(6)]
-    assert 0 < half.loop_seconds < uncached.loop_seconds
+    more = {
+        n: [run_once(pipe, request, parse_one(n)).loop_seconds for _ in range(2)] for n in ("uncached", "uniform:3")
+    }
+    # the quickest of three: others use the machine too
+    assert 0 < min(half.loop_seconds, *more["uniform:3"]) < min(uncached.loop_seconds, *more["uncached"])
     first = run_once(pipe, request, parse_one("fbcache:1000"))
     assert first.executed == (2 * blocks, *[2] * 5)  # the first block always runs
     assert all("forward" not in vars(block) for block in pipe.transformer.blocks)

@@ -88,7 +88,7 @@ def place(tmp_path_factory):
 def run(place, model, *flags, script=SCRIPTS[0].name, check=True, real=False):
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"CUDA_VISIBLE_DEVICES": ""}
     arguments = [script, "--model", str(model), "--prompt", "a red cat", "--size", "32*32", *map(str, flags)]
-    done = run_script(arguments, place, env, timeout=200, real=real)
+    done = run_script(arguments, place, env, real=real)
     if check:
         assert done.returncode == 0, done.stderr
     return done
