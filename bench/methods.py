@@ -398,7 +398,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=SIZE, help=f"edge of the clips in pixels ({SIZE})")
     parser.add_argument("--calibration", type=Path, default=MODEL / "calibration.json", help="for the rivals")
     parser.add_argument("--plan-calibration", type=Path, help="for our plans, if another")
-    parser.add_argument("--only", help=f"methods, separated by commas; beside those: {', '.join(VARIANTS)}")
+    parser.add_argument("--only", help=f"methods, separated by semicolons; beside those: {'; '.join(VARIANTS)}")
     parser.add_argument("--figure", type=Path, metavar="FILE", help="draw what is in --out, and stop")
     parser.add_argument("--table", action="store_true", help="print the tables of --out and stop")
     args = parser.parse_args()
@@ -421,7 +421,7 @@ def main() -> None:
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
         "date": time.strftime("%Y-%m-%d"),
     }
-    chosen = args.only.split(",") if args.only else list(METHODS)
+    chosen = args.only.split(";") if args.only else list(METHODS)
     known = {**METHODS, **VARIANTS}
     if unknown := set(chosen) - set(known):
         raise ValueError(f"no method {', '.join(sorted(unknown))}; expected some of {', '.join(known)}.")

@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from conftest import sample, tiny_pipe
 from diffusers import (
     DDPMScheduler,
     DPMSolverMultistepScheduler,
@@ -14,6 +13,7 @@ from diffusers import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import sample, tiny_pipe
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import stepcache

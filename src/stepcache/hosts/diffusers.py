@@ -17,6 +17,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import torch
@@ -40,6 +41,8 @@ from stepcache.hosts.patching import (
     inside,
 )
 
+PATCHING = LastingPatches.__init__.__code__.co_filename
+"""Where our own methods stand in for others'."""
 CONDITIONS = ("encoder_hidden_states", "cap_feats", "prompt_embeds", "class_labels", "input_ids")
 """Names of the transformers' text inputs; the first that is given tells branches apart where pipelines name none."""
 
@@ -307,8 +310,10 @@ class _Host:
 
         def make(original: Method) -> Method:
             def call(*args: Any, **kwargs: Any) -> Any:
+                if (_caller() or self.pipe()) is not self.pipe():  # another pipeline's, with the same transformer
+                    return original(*args, **kwargs)
                 self._announce()
-                if self.cache.run is None:  # outside of the denoising loop, before the first set_timesteps
+                if not self.cache.run.num_steps:  # outside of the denoising loop, before the first set_timesteps
                     return original(*args, **kwargs)
                 given = {**dict(zip(names, args, strict=False)), **kwargs}
                 return entrance.enter(original, args, kwargs, given[names[0]], self._branch(given), owner=name)
@@ -437,19 +442,47 @@ def acting_guidance(pipe: Any) -> float | None:
 
 
 def _arguments(pipe: Any) -> dict[str, Any]:
-    """Arguments and variables of the pipeline's `__call__` under way; none outside of one."""
+    """What the pipeline's `__call__` under way alone knows of guidance; nothing outside of one."""
     parameters = inspect.signature(type(pipe).__call__).parameters
     if "true_cfg_scale" not in parameters and hasattr(pipe, "guidance_scale"):
         return {}
-    frame = sys._getframe()
-    while frame.f_back is not None:
-        frame = frame.f_back
-        if frame.f_code.co_name == "__call__" and frame.f_code.co_varnames[:1] == ("self",):
-            found = frame.f_locals
-            if found.get("self") is pipe:
-                names = ("true_cfg_scale", "do_true_cfg", "guidance_scale")
-                return {name: found[name] for name in names if name in found}
+    for frame in _calls():
+        found = _variables(frame, "self", "true_cfg_scale", "do_true_cfg", "guidance_scale")
+        if found.pop("self", None) is pipe:
+            return found
     return {}
+
+
+def _caller() -> Any:
+    """The pipeline whose `__call__` is under way, the innermost; `None` in a loop of somebody's own."""
+    for frame in _calls():
+        found = _variables(frame, "self").get("self")
+        if hasattr(found, "components") and hasattr(found, "scheduler"):
+            return found
+    return None
+
+
+def _calls() -> Iterator[FrameType]:
+    """The frames of methods `__call__` on the stack, ours excepted, innermost first."""
+    frame = sys._getframe().f_back
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name == "__call__" and code.co_varnames[:1] == ("self",) and code.co_filename != PATCHING:
+            yield frame
+        frame = frame.f_back
+
+
+def _variables(frame: FrameType, *names: str) -> dict[str, Any]:
+    """Some of a frame's variables.
+
+    Before Python 3.13 `f_locals` is a copy that stays with the frame: it is emptied, or it would hold latents for as
+    long as the pipeline runs. (Under a debugger it is no mere copy, and left.)
+    """
+    variables = frame.f_locals
+    found = {name: variables[name] for name in names if name in variables}
+    if sys.version_info < (3, 13) and sys.gettrace() is None:
+        variables.clear()
+    return found
 
 
 def _modulation(transformer: Any) -> Modulation | None:

@@ -119,7 +119,7 @@ def attach(
     patches = LastingPatches()
     if cache.boundary == "blocks" and not blocks:
         raise ValueError("boundary blocks needs the block list: attach(..., blocks=list(module.blocks)).")
-    host = _Host(cache, patches, num_steps, model, scheduler, guidance)
+    host = _Host(cache, num_steps, model, scheduler, guidance)
     if cache.strategy.predicts_guided and scheduler is None:
         raise ValueError(f"{policy} forecasts what the sampler gets; name it: attach(..., scheduler=scheduler).")
     stack = ForeignBlockStack(cache, blocks, patches, streams) if blocks and cache.boundary == "blocks" else None
@@ -140,6 +140,8 @@ def attach(
         return call
 
     patches.enter(module, enter)
+    if scheduler is not None:
+        patches.set(scheduler, "step", host.at_sampler)
     return Attached(cache, patches, host.run, host.branches)
 
 
@@ -149,7 +151,6 @@ class _Host:
     def __init__(
         self,
         cache: StepCache,
-        patches: LastingPatches,
         num_steps: int,
         model: str | None,
         scheduler: Any,
@@ -172,7 +173,6 @@ class _Host:
                 scheduler=type(scheduler).__name__,
                 sampler=scheduler,
             )
-            patches.set(scheduler, "step", self._step)
         cache.begin(self.run)
 
     def see(self, timestep: Any) -> None:
@@ -197,7 +197,9 @@ class _Host:
             timesteps = tuple(float(t) for t in self.scheduler.timesteps)
             self.cache.begin(replace(self.run, timesteps=timesteps))
 
-    def _step(self, original: Method) -> Method:
+    def at_sampler(self, original: Method) -> Method:
+        """What the scheduler's `step` becomes."""
+
         def step(*args: Any, **kwargs: Any) -> Any:
             if "model_output" in kwargs:
                 kwargs["model_output"] = self.cache.step_over(kwargs["model_output"])
