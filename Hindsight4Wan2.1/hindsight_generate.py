@@ -187,7 +187,7 @@ class Corrector:
     def __init__(
         self, answers: torch.Tensor | None, guidance: float = 1.0, device: torch.device | str | None = None
     ) -> None:
-        self._moves = None if answers is None else answers[:, 1:].double().cpu()
+        self._moves: list[list[float]] | None = None if answers is None else answers[:, 1:].tolist()
         self._levels = None if answers is None else noise_levels(answers.double().cpu())
         self._strength = max(guidance - 1, 0.0) if self._levels is not None else 0.0
         self._device = device
@@ -230,17 +230,17 @@ class Corrector:
         outputs = [output.to(device, non_blocking=True) for _, output in self._nodes]
         return weighted(order_one(step, [node for node, _ in self._nodes]), outputs)
 
-    def _damped(self, step: int, missed: torch.Tensor, moves: torch.Tensor) -> tuple[torch.Tensor, float]:
+    def _damped(self, step: int, missed: torch.Tensor, moves: list[list[float]]) -> tuple[torch.Tensor, float]:
         """M and rho of the gap that ends at `step`."""
         start = self._nodes[0][0]
-        along = torch.tensor([(s - start) / (step - start) for s in self._skipped], dtype=torch.float64)
+        along = [(s, (s - start) / (step - start)) for s in self._skipped]
         final = moves[-1]
-        rho = float(final[self._skipped] @ along / final[step]) if final[step] else 0.0
+        rho = sum(final[s] * a for s, a in along) / final[step] if final[step] else 0.0
         if not self._strength or self._levels is None:
             return missed, rho * min(1.0, (SHORT / (step - start)) ** 2)
         clean = max(1 - self._levels[step], 1e-3)
         slope = self._strength * min(clean / KNEE, 1.0) / clean
-        moved = float(moves[step][self._skipped] @ along)
+        moved = sum(moves[step][s] * a for s, a in along)
         low, high = (1 / max(1.0, 1 - slope * f * moved) for f in FEEDBACK)
         if missed.ndim < 4:  # tokens: one band
             return missed * high, rho
@@ -1087,7 +1087,7 @@ class StepCache:
             return
         output = arrived(output)
         state.dtype = output.dtype
-        self.log._finite.append((call.step, output.isfinite().all()))  # read in the summary: no waiting here
+        self.log._finite.append((call.step, output.sum(dtype=torch.float32).isfinite()))  # read later: no waiting
         feature = self.strategy.feature(call, x, output)
         if feature is not None:
             held = feature if self.cache_device is None else feature.to(self.cache_device, non_blocking=True)
