@@ -536,7 +536,7 @@ class MagCache:
             if self.ratios is not None and self.interp is None:
                 raise ValueError(
                     f"the ratios were calibrated for {ratios.num_steps} steps and the run has {steps}; "
-                    "calibrate at that step count, or choose an interpolation (--magcache_interp product or nearest)."
+                    "calibrate at that step count, or choose an interpolation (interp=...)."
                 )
             interp = self.interp or "product"
             notes = (f"ratios of {ratios.num_steps} steps brought to {steps} ({interp})",)
@@ -560,7 +560,7 @@ class MagCache:
         if name not in RATIOS:
             near = [n for n in RATIOS if name and n.startswith(name)] or list(RATIOS)
             raise ValueError(
-                f"MagCache has no published ratios for {name or 'this model'}; name one (model=..., --table) of "
+                f"MagCache has no published ratios for {name or 'this model'}; name one (model=...) of "
                 f"{', '.join(near)}, or calibrate and pass the ratios file."
             )
         branches = dict(zip(("cond", "uncond"), RATIOS[name], strict=False))
@@ -749,15 +749,15 @@ class RunSummary:
     forced: tuple[tuple[int, str], ...] = ()
     cache_bytes: int = 0
     _branches: dict[str, tuple[list[int], list[int]]] = field(default_factory=dict)  # computed, skipped
-    _spans: list[tuple[bool, int, Any, Any]] = field(default_factory=list)  # computed, step, begin and end of a call
-    _changed: set[int] = field(default_factory=set)
-    _finite: list[tuple[int, torch.Tensor]] = field(default_factory=list)
-    _beyond: int = 0
+    spans: list[tuple[bool, int, Any, Any]] = field(default_factory=list)  # computed, step, begin and end of a call
+    changed: set[int] = field(default_factory=set)
+    finite: list[tuple[int, torch.Tensor]] = field(default_factory=list)
+    beyond: int = 0
 
     def call(self, step: int, branch: str, computed: bool, forced: bool) -> None:
         """A call is computed or skipped."""
         if step >= self.run.num_steps:
-            self._beyond += 1
+            self.beyond += 1
             return
         self._branches.setdefault(branch, ([], []))[0 if computed else 1].append(step)
         self.forced += ((step, branch),) * forced
@@ -805,7 +805,7 @@ class RunSummary:
     @property
     def loop_seconds(self) -> float:
         """From the first call of the transformer to the end of the last one, samplers included."""
-        return elapsed(self._spans[0][2], self._spans[-1][3]) if self._spans else 0.0
+        return elapsed(self.spans[0][2], self.spans[-1][3]) if self.spans else 0.0
 
     @property
     def seconds_per_computed_step(self) -> float | None:
@@ -819,8 +819,8 @@ class RunSummary:
 
     def _seconds(self, kind: bool) -> float | None:
         times: dict[int, float] = {}
-        other = {step for computed, step, _, _ in self._spans if computed != kind}
-        for computed, step, begin, end in self._spans:
+        other = {step for computed, step, _, _ in self.spans if computed != kind}
+        for computed, step, begin, end in self.spans:
             if computed == kind and step and step not in other:
                 times[step] = times.get(step, 0.0) + elapsed(begin, end)
         return sum(times.values()) / len(times) if times else None
@@ -832,8 +832,8 @@ class RunSummary:
 
     def _observed(self) -> Iterator[str]:
         steps, skips = self.run.num_steps, self.strategy.skips
-        infinite = [step for step, finite in self._finite if not bool(finite)]
-        if not self._spans:
+        infinite = [step for step, finite in self.finite if not bool(finite)]
+        if not self.spans:
             yield "no call of the transformer was seen: nothing has run yet, or it was replaced meanwhile"
         elif infinite:
             yield f"the model's output was not finite at step {infinite[0]}; it was passed through"
@@ -841,13 +841,13 @@ class RunSummary:
             yield "no step was skipped: the settings never allowed it"
         if 0 < steps < FEW_STEPS and skips:
             yield f"only {steps} steps: neighbouring steps differ too much for skipping to make sense"
-        if self._changed:
-            where = ", ".join(map(str, sorted(self._changed)))
+        if self.changed:
+            where = ", ".join(map(str, sorted(self.changed)))
             yield f"the latent or the batch changed its shape at step {where}; the method started anew there"
         if self.forced:
             yield f"{len(self.forced)} calls were computed because there was nothing to predict them from"
-        if self._beyond:
-            yield f"{self._beyond} calls came after the last of {steps} steps; they were computed"
+        if self.beyond:
+            yield f"{self.beyond} calls came after the last of {steps} steps; they were computed"
 
     def __str__(self) -> str:
         done, steps = len(self.computed), len(self.computed) + len(self.skipped)
@@ -964,7 +964,7 @@ class StepCache:
         name = branch if count == 1 else f"{branch} #{count}"
         state = self._branches.setdefault(name, _Branch())
         if state.shape not in (None, x.shape):
-            self.log._changed.add(self._step)
+            self.log.changed.add(self._step)
         if (state.shape, state.owner) != (x.shape, owner):
             state.kept, state.dtype = [], None
         state.last_step, state.shape, state.owner = self._step, x.shape, owner
@@ -996,7 +996,7 @@ class StepCache:
             return
         output = arrived(output)
         state.dtype = output.dtype
-        self.log._finite.append((call.step, output.sum(dtype=torch.float32).isfinite()))  # read later: no waiting
+        self.log.finite.append((call.step, output.sum(dtype=torch.float32).isfinite()))  # read later: no waiting
         feature = self.strategy.feature(call, x, output)
         if feature is not None:
             held = feature if self.cache_device is None else feature.to(self.cache_device, non_blocking=True)
@@ -1018,7 +1018,7 @@ class StepCache:
 
     def leave(self, call: Call, x: torch.Tensor) -> None:
         """The call is over; `x` is on the device it ran on."""
-        self.log._spans.append((call.compute, call.step, call.begin, timestamp(x)))
+        self.log.spans.append((call.compute, call.step, call.begin, timestamp(x)))
 
     def step_over(self, output: torch.Tensor | None = None, sampler: Any = None) -> torch.Tensor | None:
         """The sampler's door: the step under way is over, the next call belongs to the next one."""
@@ -1381,7 +1381,7 @@ def main() -> None:
         own = given
         return choose(given, args)
 
-    launch(flags(), chosen, {"ratios=...": "--magcache_ratios", "model=...": "another --task"})
+    launch(flags(), chosen, {"interp=...": "--magcache_interp product or nearest", "model=...": "another --task"})
     if getattr(own, "magcache_calibration", False) and leads():
         try:
             CALIBRATION.ratios().save(own.magcache_ratios)

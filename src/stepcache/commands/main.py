@@ -22,6 +22,9 @@ COMMANDS = {
     "compare": (compare, "PSNR, SSIM and LPIPS of two clips or two folders of clips"),
 }
 
+IN_METHODS = {"resample=True": "resample=1", "model=...": "table=MODEL", "interp=...": "interp=product or nearest"}
+"""What messages of the library call a setting -> how methods are given it here (`bench.methods`)."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand; returns the exit code: 0 done, 2 bad input (one sentence on stderr), 130 interrupted."""
@@ -30,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(given.run(given.flags.completed(given)) or 0)
     except (ValueError, OSError, ImportError) as error:
         sentence = " ".join(str(error).split())
+        for setting, option in IN_METHODS.items():
+            sentence = sentence.replace(setting, option)
         print(f"stepcache {given.command}: error: {sentence}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -101,7 +101,7 @@ class StepCache:
         name = branch if count == 1 else f"{branch} #{count}"
         state = self._branches.setdefault(name, _Branch())
         if state.shape not in (None, x.shape):
-            self.log._changed.add(self._step)
+            self.log.changed.add(self._step)
         if (state.shape, state.owner) != (x.shape, owner):
             state.kept, state.dtype = [], None
         state.last_step, state.shape, state.owner = self._step, x.shape, owner
@@ -139,7 +139,7 @@ class StepCache:
             return
         output = arrived(output)
         state.dtype = output.dtype
-        self.log._finite.append((call.step, output.sum(dtype=torch.float32).isfinite()))  # read later: no waiting
+        self.log.finite.append((call.step, output.sum(dtype=torch.float32).isfinite()))  # read later: no waiting
         feature = self.strategy.feature(call, x, output)
         if feature is not None:
             held = feature if self.cache_device is None else feature.to(self.cache_device, non_blocking=True)
@@ -161,7 +161,7 @@ class StepCache:
 
     def leave(self, call: Call, x: torch.Tensor) -> None:
         """The call is over; `x` is on the device it ran on."""
-        self.log._spans.append((call.compute, call.step, call.begin, timestamp(x)))
+        self.log.spans.append((call.compute, call.step, call.begin, timestamp(x)))
 
     def step_over(self, output: torch.Tensor | None = None, sampler: Any = None) -> torch.Tensor | None:
         """The sampler's door: the step under way is over, the next call belongs to the next one.
@@ -178,6 +178,11 @@ class StepCache:
             self._weigh()
         self._over = True
         return output
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last step of the run is over."""
+        return self._over and self._step >= self.run.num_steps - 1
 
     def summary(self) -> RunSummary:
         """What the current or last run did so far."""

@@ -97,7 +97,7 @@ def main() -> None:
         own = given
         return choose(given, args)
 
-    launch(flags(), chosen, {"ratios=...": "--magcache_ratios", "model=...": "another --task"})
+    launch(flags(), chosen, {"interp=...": "--magcache_interp product or nearest", "model=...": "another --task"})
     if getattr(own, "magcache_calibration", False) and leads():
         try:
             CALIBRATION.ratios().save(own.magcache_ratios)

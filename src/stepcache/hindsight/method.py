@@ -78,7 +78,10 @@ class FollowHindsight(Strategy):
         if corrector.step == step:
             self._lost = "the sampler takes several steps for one evaluation, so all of the run is computed"
             return output
-        guided = corrector.computed(step, output) if computed else corrector.skipped(step, output.device)
+        if computed or not corrector.tensors:
+            guided = corrector.computed(step, output)
+        else:
+            guided = corrector.skipped(step, output.device)
         if step == self._run.num_steps - 1:
             corrector.restart()
         return guided.to(output.dtype)

@@ -205,6 +205,8 @@ class _Host:
                 kwargs["model_output"] = self.cache.step_over(kwargs["model_output"])
             elif args:
                 args = (self.cache.step_over(args[0]), *args[1:])
+            if self.cache.finished:
+                self.branches.clear()  # the prompts are no longer needed
             return original(*args, **kwargs)
 
         return step

@@ -194,7 +194,7 @@ class MagCache:
             if self.ratios is not None and self.interp is None:
                 raise ValueError(
                     f"the ratios were calibrated for {ratios.num_steps} steps and the run has {steps}; "
-                    "calibrate at that step count, or choose an interpolation (--magcache_interp product or nearest)."
+                    "calibrate at that step count, or choose an interpolation (interp=...)."
                 )
             interp = self.interp or "product"
             notes = (f"ratios of {ratios.num_steps} steps brought to {steps} ({interp})",)
@@ -218,7 +218,7 @@ class MagCache:
         if name not in RATIOS:
             near = [n for n in RATIOS if name and n.startswith(name)] or list(RATIOS)
             raise ValueError(
-                f"MagCache has no published ratios for {name or 'this model'}; name one (model=..., --table) of "
+                f"MagCache has no published ratios for {name or 'this model'}; name one (model=...) of "
                 f"{', '.join(near)}, or calibrate and pass the ratios file."
             )
         branches = dict(zip(("cond", "uncond"), RATIOS[name], strict=False))

@@ -57,7 +57,7 @@ class TeaCache:
             near = [n for n in COEFFICIENTS if name and n.startswith(name)] or list(COEFFICIENTS)
             raise ValueError(
                 f"TeaCache has no published coefficients for {name or 'this model'}; "
-                f"name one (model=..., --table) of {', '.join(near)}."
+                f"name one (model=...) of {', '.join(near)}."
             )
         if run.modulation is None or run.timesteps is None:
             raise ValueError(

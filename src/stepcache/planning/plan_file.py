@@ -87,9 +87,7 @@ class PlanFile:
             return self
         what = f"this plan ({self.method}) was made for " + ", ".join(differences)
         if not self.resample:
-            raise ValueError(
-                f"{what}. Make one for this run, or use it all the same by resampling (resample=True, --resample)."
-            )
+            raise ValueError(f"{what}. Make one for this run, or use it all the same by resampling (resample=True).")
         warnings.warn(f"{what}; used all the same because resampling was asked for.", stacklevel=2)
         if self.plan.num_steps == run.num_steps:
             return replace(self, notes=(*self.notes, f"used outside of what it was made for: {', '.join(differences)}"))
