@@ -5,9 +5,11 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from forkserver import run_script
+from PIL import Image
 
 from stepcache import Plan, PlanFile
 from stepcache.methods.lemica_schedules import SCHEDULES
@@ -100,7 +102,7 @@ def computed(text):
 
 
 def test_hindsight_on_even_steps_and_on_a_plan(place, model):
-    said = run(place, model, "--budget", 10, script="hindsight_generate.py").stdout
+    said = run(place, model, "--budget", 10, script="hindsight_generate.py", real=True).stdout
     assert "hindsight, even (budget 10), boundary output: computed 10 of 50 steps" in said
     assert "warning" not in said
     PlanFile(Plan(50, (0, 3, 9, 20, 35, 49)), "hindsight", guidance=4.0).save(place / "p.json")
@@ -124,7 +126,8 @@ def test_hindsight_on_even_steps_and_on_a_plan(place, model):
 def test_all_steps_computed_is_the_uncached_picture(place, model):
     run(place, model, "--output", "plain.png")
     run(place, model, "--budget", 50, "--output", "all.png", script="hindsight_generate.py")
-    assert (place / "plain.png").read_bytes() == (place / "all.png").read_bytes()
+    plain, all_steps = (np.asarray(Image.open(place / f"{n}.png")).astype(int) for n in ("plain", "all"))
+    assert np.abs(plain - all_steps).max() <= 1  # two processes: rounding may differ
 
 
 @pytest.mark.parametrize(
