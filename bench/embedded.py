@@ -22,7 +22,7 @@ MODEL = ROOT / "assets" / "tiny-wan"
 WAN = "table=wan2.1-t2v-1.3B"
 RATIOS = f"ratios={MODEL / 'magcache_ratios.json'}"
 POLICIES = [
-    *(f"plan:{MODEL / 'plans' / f'checked-{b}.json'}" for b in (25, 20, 17, 14, 10)),
+    *(f"plan:{MODEL / 'plans' / f'hindsight-{b}.json'}" for b in (25, 20, 17, 14, 10)),
     *(f"hindsight:{b}" for b in (25, 17)),
     *(f"uniform:{b}" for b in (25, 17)),
     *(f"lemica:{b},{WAN}" for b in (25, 17)),

@@ -2,8 +2,8 @@
 
     python bench/open_closed.py              docs/figures/open-closed.svg and bench/open_closed.json, five minutes
 
-The schedules are planned ones, even ones, and random ones, repeated, extrapolated, and extrapolated under the check;
-the runs are the calibrated ones themselves, so that the closed form is not asked about prompts it has not seen.
+The schedules are planned ones, even ones, and random ones, each with reuse, extrapolation and hindsight; the runs are
+the calibrated ones themselves, so that the closed form is not asked about prompts it has not seen.
 """
 
 from __future__ import annotations
@@ -11,15 +11,14 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from methods import MODEL, Setting, anywhere
+from methods import MODEL, Setting, extrapolated
 from tqdm import tqdm
 
-from stepcache import Plan, Uniform
+from stepcache import Plan, PlanFile, Uniform
 from stepcache.files import write_atomically
 from stepcache.hosts.diffusers import accelerate
 from stepcache.measure.generation import load_pipeline
@@ -28,23 +27,24 @@ from stepcache.planning.costs import plan_error, plan_hindsight
 from stepcache.planning.replay import rank_agreement
 
 ROOT = Path(__file__).resolve().parent.parent
-KINDS = ("reuse", "static", "hindsight")
+KINDS = ("reuse", "extrapolation", "hindsight")
 
 
 def schedules(calibration: Calibration, rng: random.Random) -> list[tuple[int, ...]]:
     """Planned, even and random schedules of five budgets."""
     found = []
     for budget in (25, 20, 17, 14, 10):
-        found += [plan_hindsight(calibration, budget).computed, Uniform(budget).plan(calibration.num_steps).computed]
+        planned, even = plan_hindsight(calibration, budget).plan, Uniform(budget).plan(calibration.num_steps)
+        found += [planned.computed, even.computed]
         inner = rng.sample(range(1, calibration.num_steps - 1), budget - 2)
         found.append((0, *sorted(inner), calibration.num_steps - 1))
     return found
 
 
-def as_kind(computed: tuple[int, ...], steps: int, kind: str) -> Plan:
-    """The schedule with repeated, extrapolated or checked outputs."""
+def as_kind(computed: tuple[int, ...], steps: int, kind: str) -> PlanFile:
+    """The schedule with outputs reused or extrapolated, or followed by hindsight."""
     plan = Plan(steps, computed)
-    return {"reuse": plan, "static": plan.extrapolated(), "hindsight": plan.checked()}[kind]
+    return PlanFile(extrapolated(plan, 1) if kind == "extrapolation" else plan, kind)
 
 
 @torch.no_grad()
@@ -77,8 +77,8 @@ def main() -> None:
     todo = [(c, k) for c in schedules(calibration, random.Random(0)) for k in KINDS]
     for computed, kind in tqdm(todo, desc="schedules", dynamic_ncols=True):
         plan = as_kind(computed, calibration.num_steps, kind)
-        forecast = plan_error(calibration, anywhere(plan))
-        with accelerate(pipe, replace(plan, boundary="output")):
+        forecast = plan_error(calibration, plan)
+        with accelerate(pipe, plan):
             found = latents(pipe, texts, seeds, setting)
         measured = ((found - truth).flatten(1).norm(dim=1) / truth.flatten(1).norm(dim=1)).tolist()
         rows.append({"kind": kind, "computed": computed, "open": forecast.tolist(), "closed": measured})

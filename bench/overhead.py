@@ -1,8 +1,8 @@
-"""What reuse costs and gains on the embedded model, as ratios within one process.
+"""What skipped steps cost and gain on the embedded model, as ratios within one process.
 
     python bench/overhead.py --out bench/overhead.json
 
-For each policy and boundary, `--repeats` runs interleaved with uncached ones, after a warm-up: the cost of a reused
+For each policy and boundary, `--repeats` runs interleaved with uncached ones, after a warm-up: the cost of a skipped
 step as a share of a computed one, the loop's speed-up over the uncached loop (medians), cache memory, and what is
 held after the run.
 """
@@ -36,8 +36,7 @@ def once(pipe: Any, policy: Policy, sizes: dict[str, int], seed: int) -> tuple[R
         pipe(
             PROMPT, num_inference_steps=50, generator=torch.Generator().manual_seed(seed), output_type="latent", **sizes
         )
-        held = sum(len(b.features) for b in run.cache._branches)
-        held += len(run.cache._decider.tensors()) if run.cache._decider else 0
+        held = sum(len(b.kept) for b in run.cache._branches.values()) + len(run.cache.strategy.tensors())
         return run.summary(), held
 
 
@@ -57,7 +56,7 @@ def main() -> None:
         policies[f"lemica 25, {boundary}"] = LeMiCa(25, TABLE, boundary=boundary)
         policies[f"magcache 0.12 K2, {boundary}"] = MagCache(0.12, 2, 0.2, TABLE, boundary=boundary)
     policies["easycache 0.05, output"] = EasyCache(0.05)
-    policies["checked 25, output"] = Hindsight(25)
+    policies["hindsight 25, even"] = Hindsight(25)
     once(pipe, Off(), sizes, 0)
     rows = []
     for name, policy in policies.items():
@@ -66,14 +65,14 @@ def main() -> None:
             base, _ = once(pipe, Off(), sizes, seed)
             pairs.append((base, *once(pipe, policy, sizes, seed)))
         mine = [p[1] for p in pairs]
-        share = [s.seconds_per_reused_step / s.seconds_per_computed_step for s in mine if s.seconds_per_reused_step]
+        share = [s.seconds_per_skipped_step / s.seconds_per_computed_step for s in mine if s.seconds_per_skipped_step]
         rows.append(
             {
                 "policy": name,
                 "computed": len(mine[0].computed),
                 "ideal": mine[0].ideal_speedup,
                 "loop_speedup": statistics.median(b.loop_seconds / s.loop_seconds for b, s, _ in pairs),
-                "reused_step_share": statistics.median(share) if share else None,
+                "skipped_step_share": statistics.median(share) if share else None,
                 "cache_bytes": max(s.cache_bytes for s in mine),
                 "tensors_held_after": max(p[2] for p in pairs),
             }
