@@ -97,5 +97,7 @@ def _calibration() -> Any:
     try:
         from stepcache.planning import calibration
     except ImportError as error:
-        raise ValueError("--calibration needs the package, as `stepcache plan` does: pip install -e on a clone of stepcache.") from error
+        raise ValueError(
+            "--calibration needs the package, as `stepcache plan` does: pip install -e on a clone of stepcache."
+        ) from error
     return calibration
