@@ -31,7 +31,7 @@ format: .venv/.installed-dev
 build: .venv/.installed-dev
 	$(BIN)/python tools/bundle.py
 
-# Costs of computed and reused steps, loop speed-up, cache memory on the embedded model (bench/).
+# Costs of computed and skipped steps, loop speed-up, cache memory on the embedded model (bench/).
 bench: .venv/.installed-dev
 	$(BIN)/python bench/overhead.py --out bench/overhead.json
 

@@ -8,8 +8,8 @@ Another guidance scale, step count, shift or size asks whether a plan carries ov
 
 One process, one machine, the same prompts, seeds and noise for all; PSNR of decoded frames against the uncached run.
 What is tuned or planned has seen eight calibration prompts and their seeds only; the evaluation prompts are others.
-Plans run in batches (their decisions do not depend on data; every sample has gains of its own), methods that decide
-while running one prompt at a time.
+Plans run in batches, since their decisions do not depend on data; methods that decide while running take one prompt at
+a time.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What reuse costs and gains on the embedded model, as ratios within one process.
+"""What skipped steps cost and gain on the embedded model, as ratios within one process.
 
     python bench/overhead.py --out bench/overhead.json
 

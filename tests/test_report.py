@@ -268,7 +268,7 @@ def test_forty_prompts_open_quickly(browser, tmp_path):
         wait(browser, "return document.readyState", "complete")
         return time.perf_counter() - began
 
-    # 3 s undisturbed: docs/benchmarks.md; of three tries, since others use the machine too
+    # 3 s undisturbed; of three tries, since others use the machine too
     assert any(seconds() < 6 for _ in range(3))
 
 

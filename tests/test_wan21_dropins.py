@@ -371,7 +371,7 @@ def test_the_real_repository_accepts_the_script(checkout, method):
     ("method", "flags", "says"),
     [
         ("lemica", ("--lemica_budget", 25), "computed 25 of 50 steps"),
-        ("lemica", ("--lemica_budget", 14, "--lemica_predict", "hindsight"), "computed 14 of 50 steps"),
+        ("hindsight", ("--budget", 14), "computed 14 of 50 steps"),
         ("easycache", ("--thresh", 1e9, "--ret_steps", 4), "computed 5 of 50 steps"),
         ("magcache", ("--use_magcache",), "computed 25 of 50 steps"),
     ],

@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--calibration",
         required=True,
         metavar="FILE",
-        help="from stepcache calibrate, or --lemica_calibration of LeMiCa4Wan2.1; for --method magcache also ratios, "
+        help="from stepcache calibrate, or --calibration of hindsight_generate.py; for --method magcache also ratios, "
         "from generate --policy magcache-calibration:FILE or --magcache_calibration of MagCache4Wan2.1",
     )
     flags.add("--out", required=True, metavar="FILE", help="the plan, a JSON file")
@@ -130,7 +130,7 @@ def _add_method_flags(flags: Flags) -> None:
     )
     add("--gamma", type=float, default=2.0, needs="--objective power", help="exponent of the power objective (2)")
     add = functools.partial(flags.add, group=flags.group("magcache"), needs="--method magcache")
-    add("--magcache_K", type=int, default=2, help="most consecutive reused steps (2)")
+    add("--magcache_K", type=int, default=2, help="most consecutive skipped steps (2)")
     add("--retention_ratio", type=float, default=0.2, help="share computed at the start (0.2)")
 
 

@@ -25,7 +25,7 @@ def add_flags(group: argparse._ArgumentGroup) -> None:
         "--calibration",
         metavar="FILE",
         help="compute every step and add what `stepcache plan` needs to FILE; a few prompts and seeds are enough "
-        "(needs the package: pip install stepcache)",
+        "(needs the package: pip install -e on a clone of stepcache)",
     )
 
 
@@ -97,5 +97,7 @@ def _calibration() -> Any:
     try:
         from stepcache.planning import calibration
     except ImportError as error:
-        raise ValueError("--calibration needs the package, as `stepcache plan` does: pip install stepcache.") from error
+        raise ValueError(
+            "--calibration needs the package, as `stepcache plan` does: pip install -e on a clone of stepcache."
+        ) from error
     return calibration

@@ -308,13 +308,13 @@ def compare_clips(
     device: str | torch.device = "cpu",
     progress: bool = False,
 ) -> ClipComparison:
-    """Compare two clips frame by frame, streaming; frames are 8-bit (floats are rounded, see `stepcache.video`).
+    """Compare two clips frame by frame, streaming; frames are 8-bit (floats are rounded, see `measure/video.py`).
 
     Args:
         a: the original.
         b: the generated clip; as many frames of the same size.
         protocol: "reference", "teacache" or "easycache": a name in `PROTOCOLS`.
-        lpips: the network, from `stepcache.lpips.find_lpips`; None leaves LPIPS out. It is moved to `device`.
+        lpips: the network, from `stepcache.measure.lpips.find_lpips`; None leaves LPIPS out. It is moved to `device`.
         device: where to compute.
         progress: show a progress bar.
 

@@ -146,7 +146,7 @@ class MagCache:
 
     Args:
         magcache_thresh: accumulated drift that ends a stretch of reuse; `None`: what the authors recommend, else 0.12.
-        magcache_K: most consecutive reused steps; `None`: recommended, else 2.
+        magcache_K: most consecutive skipped steps; `None`: recommended, else 2.
         retention_ratio: share of the run computed at its start, in [0, 1]; `None`: recommended, else 0.2.
         model: whose published ratios; `None`: those of the model that runs.
         ratios: calibrated ratios instead of published ones.

@@ -1,6 +1,6 @@
 """MagCache's published magnitude ratios for models other than Wan2.1, and the settings recommended with them.
 
-Kept apart from `published/magcache.py`, so that the drop-in for Wan2.1 carries Wan2.1's figures only. Sources: see
+Kept apart from `magcache_ratios.py`, so that the drop-in for Wan2.1 carries Wan2.1's figures only. Sources: see
 `SOURCES`. FLUX and HunyuanVideo have one branch; FramePack (which has a rule of its own) and OmniGen2's editing (three
 branches with one schedule each) are left out.
 """

@@ -356,7 +356,7 @@ class Recorder:
     def combined(self, vector: np.ndarray) -> torch.Tensor:
         """The last run's vectors summed with the weights of `vector`, (R,): a latent of one sample, float32.
 
-        With `Calibration.state_vector(S)` that is the final latent; with a plan's `planner.final_error` added, the
+        With `Calibration.state_vector(S)` that is the final latent; with a plan's `costs.final_error` added, the
         final latent that plan leads to in open loop.
         """
         if self.current is None:
