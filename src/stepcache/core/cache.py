@@ -173,8 +173,10 @@ class StepCache:
         Returns:
             what the sampler gets instead of `output`.
         """
-        if output is not None and 0 <= self._step < self.run.num_steps:
+        if output is not None and self.strategy.predicts_guided and 0 <= self._step < self.run.num_steps:
+            begin = timestamp(output)
             output = self.strategy.guided(self._step, output, self._whole, sampler or self.run.sampler)
+            self.log.spans.append((self._whole, self._step, begin, timestamp(output)))
             self._weigh()
         self._over = True
         return output
