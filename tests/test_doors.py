@@ -22,6 +22,8 @@ from stepcache.core.follow_weights import Planned
 from stepcache.core.trajectory import Trajectory
 from stepcache.hosts.diffusers import _block_stack
 from stepcache.hosts.patching import LastingPatches, TreeEntrance
+from stepcache.planning.calibration import Recorder
+from stepcache.planning.costs import plan_hindsight
 
 POLICIES = [Uniform(6), Hindsight(6), EasyCache(0.2, 3)]
 
@@ -430,3 +432,30 @@ def test_attach_with_a_scheduler_runs_hindsight_and_restores_both():
             assert run.summary().warnings == ()
         assert "step" not in vars(scheduler)
         assert "_compiled_call_impl" not in vars(net)
+
+
+@torch.no_grad()
+def test_attach_calibrates():
+    net, recorder = Net(), Recorder()
+    scheduler = tiny_euler()
+    options = {"sample": "x", "num_steps": 12, "scheduler": scheduler, "guidance": 1.0}
+    with stepcache.attach(net, recorder, **options):
+        scheduler.set_timesteps(12)
+        x = torch.randn(1, 5, 4, generator=torch.Generator().manual_seed(0))
+        for t in scheduler.timesteps:
+            x = scheduler.step(net(x, t / 1000), t, x, return_dict=False)[0]
+    calibration = recorder.finish("a prompt", 0)
+    assert (calibration.scheduler, calibration.shift, calibration.guidance) == (type(scheduler).__name__, 3.0, 1.0)
+    assert calibration.linearity().max() < 1e-4
+    plan = plan_hindsight(calibration, 5)
+    with stepcache.attach(net, plan, **options) as run:
+        scheduler.set_timesteps(12)
+        for t in scheduler.timesteps:
+            x = scheduler.step(net(x, t / 1000), t, x, return_dict=False)[0]
+    assert run.summary().computed == plan.plan.computed
+    with (
+        pytest.raises(ValueError, match=r"the run's latent is \[5, 4\] and the calibration's \[7, 4\]"),
+        stepcache.attach(net, Recorder(size=(7, 4)), **options),
+    ):
+        scheduler.set_timesteps(12)
+        net(torch.zeros(1, 5, 4), 1.0)
