@@ -40,14 +40,14 @@ class Target:
 
 
 BUILT = {
-    "LeMiCa4Wan2.1/inference_wan.py": Target("lemica_wan", "methods.lemica", 690, 1050, "wan2.1"),
+    "LeMiCa4Wan2.1/inference_wan.py": Target("lemica_wan", "methods.lemica", 695, 1055, "wan2.1"),
     "LeMiCa4HunyuanVideo-1.5/lemica_generate.py": Target("lemica_hunyuan", "methods.lemica", 710, 1090, "hunyuan"),
-    "LeMiCa4QwenImage/inference_qwenimage.py": Target("lemica_qwenimage", "methods.lemica", 700, 1060, "qwen"),
-    "EasyCache4Wan2.1/easycache_generate.py": Target("easycache_wan", "methods.easycache", 645, 975),
-    "MagCache4Wan2.1/magcache_generate.py": Target("magcache_wan", "methods.magcache", 975, 1415),
-    "Hindsight4Wan2.1/hindsight_generate.py": Target("hindsight_wan", "hindsight.corrector", 1020, 1510),
-    "Hindsight4HunyuanVideo-1.5/hindsight_generate.py": Target("hindsight_hunyuan", "hindsight.corrector", 1020, 1510),
-    "Hindsight4QwenImage/hindsight_generate.py": Target("hindsight_qwenimage", "hindsight.corrector", 1020, 1510),
+    "LeMiCa4QwenImage/inference_qwenimage.py": Target("lemica_qwenimage", "methods.lemica", 695, 1055, "qwen"),
+    "EasyCache4Wan2.1/easycache_generate.py": Target("easycache_wan", "methods.easycache", 650, 980),
+    "MagCache4Wan2.1/magcache_generate.py": Target("magcache_wan", "methods.magcache", 985, 1420),
+    "Hindsight4Wan2.1/hindsight_generate.py": Target("hindsight_wan", "hindsight.corrector", 1035, 1520),
+    "Hindsight4HunyuanVideo-1.5/hindsight_generate.py": Target("hindsight_hunyuan", "hindsight.corrector", 1035, 1520),
+    "Hindsight4QwenImage/hindsight_generate.py": Target("hindsight_qwenimage", "hindsight.corrector", 1035, 1520),
 }
 
 

@@ -76,11 +76,16 @@ class StepCache:
         self._visited: dict[str, int] = {}  # branch -> its calls in this step
         self._step, self._over, self._decision, self._whole = -1, True, True, True
         self._owner: Hashable = None
+        self._shapes: tuple[set[torch.Size], set[torch.Size]] = (
+            set(),
+            set(),
+        )  # of the last step's inputs, of this one's
 
     def end(self) -> None:
         """Free all tensors; the summary of the run stays readable."""
         self._branches.clear()
         self.strategy.release()
+        self.run = replace(self.run, sampler=None)
 
     def enter(
         self, branch: str, x: torch.Tensor, *, latent: torch.Tensor | None = None, owner: Hashable = None
@@ -100,8 +105,10 @@ class StepCache:
         self._visited[branch] = count
         name = branch if count == 1 else f"{branch} #{count}"
         state = self._branches.setdefault(name, _Branch())
-        if state.shape not in (None, x.shape):
+        self._shapes[1].add(x.shape)
+        if self._step and x.shape not in self._shapes[0]:
             self.log.changed.add(self._step)
+            self.strategy.reshaped()
         if (state.shape, state.owner) != (x.shape, owner):
             state.kept, state.dtype = [], None
         state.last_step, state.shape, state.owner = self._step, x.shape, owner
@@ -116,6 +123,7 @@ class StepCache:
             self.begin(self.run)
         handover, self._step = self._step >= 0 and owner != self._owner, self._step + 1
         self._visited, self._over, self._whole, self._owner = {}, False, True, owner
+        self._shapes = (self._shapes[1], set())
         self._decision = self._step >= self.run.num_steps  # more rows than timesteps, or somebody else's loop
         if self._decision:
             return

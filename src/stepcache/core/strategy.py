@@ -80,6 +80,9 @@ class Strategy:
     def handover(self) -> None:
         """Another transformer takes over (Wan2.2's second expert): what was measured on the first is void."""
 
+    def reshaped(self) -> None:
+        """The model is fed another shape, e.g. one branch instead of two: outputs are not of one curve with earlier."""
+
     def warnings(self) -> tuple[str, ...]:
         """What went otherwise than expected."""
         return ()

@@ -26,7 +26,8 @@ def add_boundary(group: argparse._ArgumentGroup, default: str) -> None:
 def without_effect(own: argparse.Namespace, names: tuple[str, ...], why: str) -> None:
     """ValueError if one of these flags was given."""
     for name in names:
-        if getattr(own, name, None) not in (None, False):
+        value = getattr(own, name, None)
+        if value is not None and value is not False:
             raise ValueError(f"--{name} has no effect {why}.")
 
 
@@ -48,8 +49,10 @@ def checked_file(name: str) -> str:
     return f"./{name}" if ":" in name and not os.path.dirname(name) else name
 
 
-def fail(message: str) -> NoReturn:
-    """One clear sentence, exit code 2."""
+def fail(message: str, words: dict[str, str] | None = None) -> NoReturn:
+    """One clear sentence, exit code 2; `words`: what it calls a setting -> the flag of this script."""
+    for setting, flag in (words or {}).items():
+        message = message.replace(setting, flag)
     print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
     raise SystemExit(2)
 

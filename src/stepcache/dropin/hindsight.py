@@ -29,13 +29,16 @@ def add_flags(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def chosen(own: argparse.Namespace, run: Trajectory, channels: int) -> tuple[Policy | None, str]:
+def chosen(
+    own: argparse.Namespace, run: Trajectory, channels: int, size: tuple[int, ...] | None = None
+) -> tuple[Policy | None, str]:
     """The policy and a tag for file names, checked against the run before anything is loaded.
 
     Args:
         own: our flags.
         run: what is known of it.
         channels: which dimension of the latents the channels are: 1 behind a batch dimension, 0 without one.
+        size: shape of the latent without a batch dimension, if it is known beforehand.
 
     Raises:
         ValueError, FileNotFoundError: what was asked for cannot be done.
@@ -43,13 +46,13 @@ def chosen(own: argparse.Namespace, run: Trajectory, channels: int) -> tuple[Pol
     asked = [name for name in ("budget", "plan", "calibration") if getattr(own, name) is not None]
     if len(asked) > 1:
         raise ValueError(f"--{' and --'.join(asked)} exclude each other; give one of them.")
-    if not own.plan:
+    if own.plan is None:
         without_effect(own, ("resample",), "without --plan")
     if not asked:
         return None, ""
-    if own.calibration:
-        return recorder(own.calibration, run, channels), "calibration"
-    if own.plan:
+    if own.calibration is not None:
+        return recorder(own.calibration, run, channels, size), "calibration"
+    if own.plan is not None:
         plan = PlanFile.load(own.plan, own.resample)
         if plan.method != "hindsight":
             raise ValueError(
@@ -64,13 +67,14 @@ def chosen(own: argparse.Namespace, run: Trajectory, channels: int) -> tuple[Pol
     return policy, f"hindsight{own.budget}_even"
 
 
-def recorder(path: str, run: Trajectory, channels: int) -> Any:
+def recorder(path: str, run: Trajectory, channels: int, size: tuple[int, ...] | None = None) -> Any:
     """What records a calibration; ValueError if the package is missing or the file is of other runs."""
     check_writable(Path(path))
     calibration = _calibration()
     known = calibration.Calibration.load(path) if Path(path).exists() else None
     if known is not None:
-        settings = {"num_steps": run.num_steps, "guidance": run.guidance, "shift": run.shift, "model": run.model}
+        names = ("num_steps", "guidance", "shift", "model", "scheduler")
+        settings = {**{name: getattr(run, name) for name in names}, "size": size}
         for name, asked in settings.items():
             if asked is not None and getattr(known, name) not in (None, asked):
                 raise ValueError(

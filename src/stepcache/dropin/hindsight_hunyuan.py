@@ -34,7 +34,7 @@ def choose(own: argparse.Namespace, args: argparse.Namespace) -> tuple[Policy | 
     policy, tag = chosen(own, Trajectory(args.num_inference_steps or STEPS, MODEL), channels=1)
     if policy is not None and args.enable_cache:
         raise ValueError("--enable_cache is for upstream's own caches; leave it out, or --budget and --plan.")
-    if own.calibration:
+    if own.calibration is not None:
         if args.cfg_distilled is False:
             raise ValueError(
                 "upstream evaluates both branches of guidance in one call, which a calibration cannot tell apart; "

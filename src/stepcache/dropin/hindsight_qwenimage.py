@@ -28,7 +28,7 @@ def flags() -> argparse.ArgumentParser:
 def choose(args: argparse.Namespace) -> Policy | None:
     """The policy, checked before anything is loaded; `None`: every step computed. ValueError."""
     policy, _ = chosen(args, Trajectory(args.steps, guidance=args.true_cfg_scale), channels=1)
-    if args.calibration:
+    if args.calibration is not None:
         RECORDING[args.calibration] = policy
     return policy
 

@@ -15,7 +15,8 @@ from typing import Any
 
 from stepcache.core.strategy import Policy
 from stepcache.dropin.common import checked_file, fail, leads, parsed
-from stepcache.hosts.hunyuanvideo15 import CacheHelper, DoesNotFit, install
+from stepcache.hosts.entering import DoesNotFit
+from stepcache.hosts.hunyuanvideo15 import CacheHelper, install
 
 OTHERS = ("deepcache", "teacache", "taylorcache")
 """Upstream's own cache types."""
@@ -47,14 +48,14 @@ def launch(flags: argparse.ArgumentParser, choose: Choose, words: dict[str, str]
                 _check(args)
                 args.output_path = checked_file(args.output_path or default_file(upstream, args, tag))
         except (ValueError, OSError) as error:
-            message = str(error)
-            for setting, flag in words.items():
-                message = message.replace(setting, flag)
-            fail(message)
+            fail(str(error), words)
         if policy is None:
             generate_video(args)
         else:
-            _generate(upstream, generate_video, args, policy)
+            try:
+                _generate(upstream, generate_video, args, policy)
+            except DoesNotFit as error:
+                fail(str(error), words)
 
     upstream.generate_video = cached
     try:
@@ -100,8 +101,6 @@ def _generate(
     pipeline.create_pipeline = classmethod(create_pipeline)
     try:
         generate_video(args)
-    except DoesNotFit as error:
-        fail(str(error))
     finally:
         pipeline.create_pipeline = create
         for helper in helpers:

@@ -51,7 +51,7 @@ def choose(own: argparse.Namespace, args: argparse.Namespace) -> tuple[Policy | 
 
 def main() -> None:
     """Parse, choose, run upstream."""
-    launch(flags(), choose, {"resample=True": "--lemica_resample", "the budget is": "--lemica_step is"})
+    launch(flags(), choose, {"resample=True": "--lemica_resample"})
 
 
 if __name__ == "__main__":

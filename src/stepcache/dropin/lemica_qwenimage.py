@@ -54,7 +54,7 @@ def choose(args: argparse.Namespace) -> Policy | None:
 
 def main() -> None:
     """Check, load, generate."""
-    launch(flags(), choose, {"resample=True": "--resample", "the budget is": "--cache is", "model=...": "--table"})
+    launch(flags(), choose, {"resample=True": "--resample", "model=...": "--table"})
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def flags() -> argparse.ArgumentParser:
 
 def main() -> None:
     """Parse, choose, run upstream."""
-    words = {"resample=True": "--lemica_resample", "model=...": "another --task", "the budget is": "--lemica_budget is"}
+    words = {"resample=True": "--lemica_resample", "model=...": "another --task"}
     launch(flags(), choose, words)
 
 

@@ -118,9 +118,6 @@ def launch(
         pipe = load(args.model, device, args.offload)
         print(generate(pipe, args, policy))
     except (ValueError, OSError, ImportError) as error:
-        message = str(error)
-        for setting, flag in words.items():
-            message = message.replace(setting, flag)
-        fail(message)
+        fail(str(error), words)
     print(f"wrote {args.output}")
     return args

@@ -12,6 +12,7 @@ from typing import Any
 
 from stepcache.core.strategy import Policy
 from stepcache.dropin.common import checked_file, fail, leads, parsed
+from stepcache.hosts.entering import DoesNotFit
 from stepcache.hosts.wan21 import installed
 
 KIN = {
@@ -46,15 +47,15 @@ def launch(flags: argparse.ArgumentParser, choose: Choose, words: dict[str, str]
         if policy is not None:
             args.save_file = checked_file(args.save_file or default_file(args, upstream.EXAMPLE_PROMPT, tag))
     except (AssertionError, ValueError, OSError) as error:
-        message = str(error)
-        for setting, flag in words.items():
-            message = message.replace(setting, flag)
-        fail(message)
+        fail(str(error), words)
     if policy is None:
         upstream.generate(args)
         return args
     with installed(wan, policy, f"wan2.1-{args.task}") as caches:
-        upstream.generate(args)
+        try:
+            upstream.generate(args)
+        except DoesNotFit as error:
+            fail(str(error), words)
     if leads():
         for cache in caches:
             print(cache.summary())

@@ -73,18 +73,23 @@ class FollowHindsight(Strategy):
 
     def guided(self, step: int, output: torch.Tensor, computed: bool, sampler: Any) -> torch.Tensor:
         corrector = self._correctors.get(id(sampler))
+        if corrector is None and step:
+            return self._alone("a sampler joins in mid-run", output, computed)
         if corrector is None:
             corrector = self._correctors[id(sampler)] = self._corrector(sampler)
         if corrector.step == step:
-            self._lost = "the sampler takes several steps for one evaluation, so all of the run is computed"
-            return output
-        if computed or not corrector.tensors:
-            guided = corrector.computed(step, output)
-        else:
-            guided = corrector.skipped(step, output.device)
+            return self._alone("the sampler takes several steps for one evaluation", output, computed)
+        guided = corrector.computed(step, output) if computed else corrector.skipped(step, output.device)
         if step == self._run.num_steps - 1:
             corrector.restart()
         return guided.to(output.dtype)
+
+    def _alone(self, why: str, output: torch.Tensor, computed: bool) -> torch.Tensor:
+        """An output that no forecast goes with; ValueError if it was not evaluated."""
+        if not computed:
+            raise ValueError(f"{why}, at a skipped step: hindsight cannot follow that; use uniform, or another method.")
+        self._lost = f"{why}, so all of the run is computed"
+        return output
 
     def _corrector(self, sampler: Any) -> Corrector:
         """A corrector for the sampler; one that only forecasts where correcting is not possible, and a warning."""
@@ -103,6 +108,9 @@ class FollowHindsight(Strategy):
         return Corrector(answers, guidance or 1.0, self.cache_device)
 
     def handover(self) -> None:
+        self.release()
+
+    def reshaped(self) -> None:
         self.release()
 
     def release(self) -> None:

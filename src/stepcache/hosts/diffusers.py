@@ -276,6 +276,7 @@ class _Host:
         self.context: str | None = None
         self.branches, self.entrances = Branches(), []
         self.timesteps = getattr(pipe.scheduler, "timesteps", None)  # of no run of ours
+        self.watched: weakref.WeakSet[Any] = weakref.WeakSet()
         self._watch(pipe.scheduler)
         for name, module in transformers.items():
             if cache.boundary == "blocks" and (module is not inside(module) or module._compiled_call_impl):
@@ -355,6 +356,9 @@ class _Host:
 
     def _watch(self, scheduler: Any) -> None:
         self.scheduler = scheduler
+        if scheduler in self.watched:
+            return
+        self.watched.add(scheduler)
         step = self._step_of  # some pipelines step sound with a copy of their scheduler
         self.patches.set(scheduler, "step", step(scheduler), copies=step)
 
@@ -364,6 +368,8 @@ class _Host:
 
         def make(original: Method) -> Method:
             def step(*args: Any, **kwargs: Any) -> Any:
+                if (_caller() or self.pipe()) is not self.pipe():
+                    return original(*args, **kwargs)
                 self._check_entrance()
                 sample = kwargs.get("sample", args[2] if len(args) > 2 else None)
                 if own and isinstance(sample, torch.Tensor):
@@ -478,11 +484,11 @@ def _variables(frame: FrameType, *names: str) -> dict[str, Any]:
     """Some of a frame's variables.
 
     Before Python 3.13 `f_locals` is a copy that stays with the frame: it is emptied, or it would hold latents for as
-    long as the pipeline runs. (Under a debugger it is no mere copy, and left.)
+    long as the pipeline runs. (Where it is no mere copy, under a debugger or given out by `locals()`, it is left.)
     """
     variables = frame.f_locals
     found = {name: variables[name] for name in names if name in variables}
-    if sys.version_info < (3, 13) and sys.gettrace() is None:
+    if sys.version_info < (3, 13) and sys.gettrace() is None and "locals" not in frame.f_code.co_names:
         variables.clear()
     return found
 

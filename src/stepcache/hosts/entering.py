@@ -18,6 +18,10 @@ Method = Callable[..., Any]
 ABSENT = object()
 
 
+class DoesNotFit(ValueError):
+    """The policy cannot do this run; upstream's own errors are others."""
+
+
 class Patches:
     """Attributes of objects (never of their classes) set by us, undone in reverse order."""
 

@@ -14,13 +14,9 @@ from typing import Any
 from stepcache.core.cache import StepCache
 from stepcache.core.strategy import Policy
 from stepcache.core.trajectory import Trajectory
-from stepcache.hosts.entering import BlockStack, Entrance, Method, Patches
+from stepcache.hosts.entering import BlockStack, DoesNotFit, Entrance, Method, Patches
 
 MODEL = "hunyuanvideo-1.5"
-
-
-class DoesNotFit(ValueError):
-    """The policy cannot do this run; upstream's own errors are others."""
 
 
 class CacheHelper:
@@ -28,7 +24,7 @@ class CacheHelper:
 
     def __init__(self, pipe: Any, cache: StepCache, patches: Patches) -> None:
         self.cache, self._pipe, self._patches, self._step = cache, weakref.ref(pipe), patches, 0
-        self._sampler: Any = None
+        self._samplers: list[Any] = []
 
     def clear_states(self) -> None:
         """A new video: upstream has set its timesteps just before. DoesNotFit if the policy is for other runs."""
@@ -36,8 +32,8 @@ class CacheHelper:
         if pipe is None:
             return
         scheduler = pipe.scheduler
-        if scheduler is not self._sampler:
-            self._sampler = scheduler
+        if all(scheduler is not seen for seen in self._samplers):
+            self._samplers.append(scheduler)
             self._patches.set(scheduler, "step", self._at_sampler)
         run = Trajectory(
             num_steps=len(scheduler.timesteps),

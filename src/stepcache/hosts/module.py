@@ -122,6 +122,25 @@ def attach(
     host = _Host(cache, num_steps, model, scheduler, guidance)
     if cache.strategy.predicts_guided and scheduler is None:
         raise ValueError(f"{policy} forecasts what the sampler gets; name it: attach(..., scheduler=scheduler).")
+    try:
+        _enter(module, names, host, patches, (sample, timestep, condition), blocks, streams)
+    except ValueError:
+        patches.restore()
+        raise
+    return Attached(cache, patches, host.run, host.branches)
+
+
+def _enter(
+    module: torch.nn.Module,
+    names: list[str],
+    host: _Host,
+    patches: LastingPatches,
+    arguments: tuple[str, str | None, str | None],
+    blocks: list[torch.nn.Module] | None,
+    streams: tuple[str, ...],
+) -> None:
+    """Stand at both doors; ValueError if another cache stands there."""
+    cache, (sample, timestep, condition) = host.cache, arguments
     stack = ForeignBlockStack(cache, blocks, patches, streams) if blocks and cache.boundary == "blocks" else None
     entrance = TreeEntrance(cache, stack)
 
@@ -140,9 +159,8 @@ def attach(
         return call
 
     patches.enter(module, enter)
-    if scheduler is not None:
-        patches.set(scheduler, "step", host.at_sampler)
-    return Attached(cache, patches, host.run, host.branches)
+    if host.scheduler is not None:
+        patches.set(host.scheduler, "step", host.at_sampler)
 
 
 class _Host:

@@ -266,11 +266,13 @@ class ForeignBlockStack(BlockStack):
     @contextmanager
     def during(self, call: Call) -> Iterator[None]:
         """Also: find out, on the first call, whether the blocks write into their input."""
-        with super().during(call):
-            yield
-            if self._in_place is None and self._given is not None and self.before is not None:
-                self._in_place = not torch.equal(self.before, self._given)
-        self._given = None
+        try:
+            with super().during(call):
+                yield
+                if self._in_place is None and self._given is not None and self.before is not None:
+                    self._in_place = not torch.equal(self.before, self._given)
+        finally:
+            self._given = None
 
     def evaluate(self, tokens: torch.Tensor, run: Callable[[], Any]) -> Any:
         """Run a block on `tokens`, which may not be those that the last one gave; gives what it returns.

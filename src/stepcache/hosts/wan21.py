@@ -20,7 +20,7 @@ import torch.distributed as dist
 from stepcache.core.cache import StepCache
 from stepcache.core.strategy import Policy
 from stepcache.core.trajectory import Trajectory
-from stepcache.hosts.entering import BlockStack, Entrance, Method, Patches
+from stepcache.hosts.entering import BlockStack, DoesNotFit, Entrance, Method, Patches
 
 FACTORIES = ("WanT2V", "WanI2V", "WanFLF2V", "WanVace")
 SAMPLERS = ("FlowUniPCMultistepScheduler", "FlowDPMSolverMultistepScheduler")
@@ -77,6 +77,7 @@ class _Host:
             finally:
                 patches.restore()
                 self.cache.end()
+                self.sampler = None
 
         return generate
 
@@ -100,7 +101,10 @@ class _Host:
                 prompt = kwargs["context"][0]
                 if not prompts:  # the first evaluation, of the prompt: by now the sampler has its timesteps
                     timesteps, name = tuple(map(float, self.sampler.timesteps)), type(self.sampler).__name__
-                    self.cache.begin(replace(run, timesteps=timesteps, scheduler=name, sampler=self.sampler))
+                    try:
+                        self.cache.begin(replace(run, timesteps=timesteps, scheduler=name, sampler=self.sampler))
+                    except ValueError as error:
+                        raise DoesNotFit(str(error)) from error
                     prompts.append(prompt)
                 return entrance(original, (x, *args), kwargs, x[0], "cond" if prompt is prompts[0] else "uncond")
 

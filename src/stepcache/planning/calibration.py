@@ -348,10 +348,10 @@ class Recorder:
         return self.current.run
 
     def output(self, branch: str, step: int) -> torch.Tensor:
-        """A recorded output, in the shape it had; ValueError if there is none."""
+        """A recorded output, in the shape and dtype it had; ValueError if there is none."""
         if self.current is None or branch not in self.current.vectors:
             raise ValueError(f"no output of branch {branch!r} was recorded.")
-        return self.current.vectors[branch][step].view(self.current.shape)
+        return self.current.vectors[branch][step].view(self.current.shape).to(self.current.dtype, copy=True)
 
     def combined(self, vector: np.ndarray) -> torch.Tensor:
         """The last run's vectors summed with the weights of `vector`, (R,): a latent of one sample, float32.
@@ -377,7 +377,7 @@ class _Recording(Strategy):
         self.run, self._recorder = run, recorder
         self.vectors: dict[str, list[torch.Tensor]] = {}
         self.latents: list[torch.Tensor] = []
-        self.shape = torch.Size()
+        self.shape, self.dtype = torch.Size(), torch.float32
         self._last: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         self._magnitude: dict[str, list[torch.Tensor]] = {}
         self._rates: dict[str, list[torch.Tensor]] = {}
@@ -393,6 +393,7 @@ class _Recording(Strategy):
         return True
 
     def feature(self, call: Call, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor | None:
+        self.dtype = output.dtype
         x, output = x.detach().float(), output.detach().float()
         if x.shape != output.shape:
             raise ValueError(
@@ -414,6 +415,9 @@ class _Recording(Strategy):
         if call.leader:
             self.latents.append(self._store(x))
         return None
+
+    def release(self) -> None:
+        self._last.clear()
 
     def _store(self, x: torch.Tensor) -> torch.Tensor:
         dtype, folder = self._recorder.dtype, self._recorder.folder

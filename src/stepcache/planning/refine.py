@@ -36,7 +36,7 @@ class Trial:
     @property
     def score(self) -> float:
         """Signal-to-noise ratio in dB, the mean of the worst quarter of the prompts: higher is better."""
-        decibels = np.sort([-20 * np.log10(max(error, 1e-12)) for error in self.errors])
+        decibels = np.sort([-20 * np.log10(max(error, 1e-12)) for error in np.nan_to_num(self.errors, nan=1e12)])
         return float(decibels[: max(1, len(decibels) // 4)].mean())
 
 
