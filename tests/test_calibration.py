@@ -253,6 +253,17 @@ def test_replays_at_the_blocks(tmp_path):
         measured_edges(pipe, [("a", 1)], run, longest=1)
 
 
+def test_a_replay_in_half_precision_measures_the_skip_and_no_rounding():
+    """What is recalled has the dtype that the model returned, so an edge is the error of the run that skips."""
+    pipe = tiny_pipe()
+    pipe.transformer.to(torch.bfloat16)
+    truth = sample(pipe, steps=6)
+    edges = measured_edges(pipe, [("a", 1)], lambda p, s: sample(pipe, steps=6, seed=s), longest=2)
+    with stepcache.accelerate(pipe, Plan(6, (0, 1, 3, 4, 5))):
+        change = (sample(pipe, steps=6) - truth).abs().mean()
+    assert edges.mean()[1, 3] == pytest.approx(float(change), rel=1e-3)
+
+
 def test_a_replay_evaluates_only_what_it_must():
     pipe = tiny_pipe()
     calls = []

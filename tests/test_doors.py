@@ -106,6 +106,34 @@ def test_another_pipeline_with_its_own_scheduler_is_left_alone():
         assert torch.equal(sample(ours), first)
 
 
+@torch.no_grad()
+def test_another_pipeline_that_shares_our_scheduler_is_left_alone():
+    ours, theirs = tiny_pipe(), tiny_pipe(seed=1)
+    theirs.scheduler = ours.scheduler
+    expected, base = sample(theirs), sample(ours)
+    with stepcache.accelerate(ours, Hindsight(4)) as run:
+        first = sample(ours)
+        assert torch.equal(sample(theirs), expected)
+        assert torch.equal(sample(ours), first)
+    assert not torch.equal(first, base)
+    assert run.summary().warnings == ()
+
+
+@torch.no_grad()
+def test_a_scheduler_put_away_and_back_is_watched_once():
+    pipe = tiny_pipe()
+    watched, other = pipe.scheduler, tiny_scheduler()
+    with stepcache.accelerate(pipe, Hindsight(6)) as run:
+        expected = sample(pipe)
+        pipe.scheduler = other
+        sample(pipe)
+        pipe.scheduler = watched
+        assert torch.equal(sample(pipe), expected)
+    assert run.summary().warnings == ()
+    assert "step" not in vars(watched)
+    assert "step" not in vars(other)
+
+
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
 def test_more_rows_than_timesteps_are_computed(policy):
     pipe = tiny_pipe()

@@ -374,6 +374,32 @@ def test_a_sampler_that_steps_twice_for_one_evaluation_is_left_alone():
     assert "several steps for one evaluation" in strategy.warnings()[0]
 
 
+@pytest.mark.parametrize("twice", [True, False])
+def test_what_no_forecast_goes_with_is_refused_at_a_skipped_step(twice):
+    first, other = SAMPLERS["euler"](), SAMPLERS["euler"]()
+    for scheduler in (first, other):
+        scheduler.set_timesteps(12)
+    strategy = FollowHindsight(Plan(12, NODES), Trajectory(12, guidance=5.0, sampler=first))
+    x = torch.randn(1, 4, 4)
+    strategy.guided(0, x, True, first)
+    strategy.guided(1, x, False, first)
+    with pytest.raises(ValueError, match=r"at a skipped step: .*use uniform"):
+        strategy.guided(1, x, False, first if twice else other)
+
+
+def test_a_sampler_that_joins_late_has_the_rest_computed():
+    first, other = SAMPLERS["euler"](), SAMPLERS["euler"]()
+    for scheduler in (first, other):
+        scheduler.set_timesteps(12)
+    strategy = FollowHindsight(Plan(12, NODES), Trajectory(12, guidance=5.0, sampler=first))
+    x = torch.randn(1, 4, 4)
+    for k in range(3):
+        strategy.guided(k, x, k in NODES, first)
+    assert torch.equal(strategy.guided(2, x, True, other), x)
+    assert strategy.compute(3, x)
+    assert "joins in mid-run" in strategy.warnings()[0]
+
+
 @pytest.mark.parametrize(
     ("make", "says"),
     [

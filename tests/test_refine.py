@@ -47,6 +47,7 @@ def test_the_worst_quarter_decides_not_the_mean():
     steady, gambler = Trial((0, 1), (0.1,) * 4), Trial((0, 1), (0.001,) * 3 + (0.5,))
     assert steady.score > gambler.score
     assert Trial((0, 1), (0.0, 0.0)).score > 100
+    assert Trial((0, 1), (0.1, float("nan"))).score < Trial((0, 1), (0.1, 10.0)).score, "a run lost is the worst one"
 
 
 def test_trials_end_where_they_were_told_to_and_go_on(truths, tmp_path):

@@ -233,6 +233,7 @@ def test_magcache_mistakes(clone):
     assert (negative.returncode, "expected 0 or more" in negative.stderr) == (2, True)
     for flags, says in (
         (("--magcache_K", 4), "--magcache_K has no effect without --use_magcache"),
+        (("--magcache_K", 0), "--magcache_K has no effect without --use_magcache"),
         (("--boundary", "output"), "--boundary has no effect without --use_magcache"),
         (("--magcache_calibration", "--magcache_thresh", 0.1), "--magcache_thresh has no effect with --magcache_cal"),
     ):

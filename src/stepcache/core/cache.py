@@ -76,10 +76,7 @@ class StepCache:
         self._visited: dict[str, int] = {}  # branch -> its calls in this step
         self._step, self._over, self._decision, self._whole = -1, True, True, True
         self._owner: Hashable = None
-        self._shapes: tuple[set[torch.Size], set[torch.Size]] = (
-            set(),
-            set(),
-        )  # of the last step's inputs, of this one's
+        self._shapes: tuple[set[torch.Size], set[torch.Size]] = set(), set()  # inputs of the last step, of this one
 
     def end(self) -> None:
         """Free all tensors; the summary of the run stays readable."""

@@ -67,9 +67,8 @@ def _push(scheduler: Any, scale: float) -> torch.Tensor:
     vars(sampler).pop("step", None)  # a host's, which came along
     timesteps = sampler.timesteps[getattr(sampler, "begin_index", None) or 0 :]
     steps = len(timesteps)
-    x = torch.zeros(
-        steps + 1, 1, 1, 1, dtype=torch.float64, device="cpu"
-    )  # "sample" 0 carries x_0, the others one output each
+    # "sample" 0 carries x_0, the others one output each
+    x = torch.zeros(steps + 1, 1, 1, 1, dtype=torch.float64, device="cpu")
     x[0] = scale
     rows = [x.flatten().clone()]
     for k, t in enumerate(timesteps):
