@@ -21,7 +21,7 @@ from stepcache import Hindsight, Plan, PlanFile, Uniform
 from stepcache.core.trajectory import Trajectory
 from stepcache.hindsight.corrector import EDGE, FEEDBACK, KNEE, SHORT, Corrector
 from stepcache.hindsight.method import FollowHindsight
-from stepcache.hindsight.response import noise_levels, response
+from stepcache.hindsight.response import noise_levels, remembered, response
 
 NODES = (0, 2, 5, 8, 11)
 SAMPLERS = {
@@ -372,6 +372,16 @@ def test_a_sampler_that_steps_twice_for_one_evaluation_is_left_alone():
     assert torch.equal(strategy.guided(0, x, True, scheduler), x)
     assert strategy.compute(1, x), "from here on all is computed"
     assert "several steps for one evaluation" in strategy.warnings()[0]
+
+
+def test_answers_are_remembered_by_noise_levels_too():
+    """UniPC's timesteps are whole numbers: two walks may share them and differ in their sigmas."""
+    scheduler = SAMPLERS["unipc"]()
+    scheduler.set_timesteps(12)
+    before = remembered(scheduler)
+    scheduler.sigmas = scheduler.sigmas**1.001
+    assert torch.equal(remembered(scheduler), response(scheduler))
+    assert not torch.equal(remembered(scheduler), before)
 
 
 @pytest.mark.parametrize("twice", [True, False])

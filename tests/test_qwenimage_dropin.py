@@ -104,6 +104,7 @@ def computed(text):
 def test_hindsight_on_even_steps_and_on_a_plan(place, model):
     said = run(place, model, "--budget", 10, script="hindsight_generate.py", real=True).stdout
     assert "hindsight, even (budget 10), boundary output: computed 10 of 50 steps" in said
+    assert "wrote output_hindsight10_even.png" in said
     assert "warning" not in said
     PlanFile(Plan(50, (0, 3, 9, 20, 35, 49)), "hindsight", guidance=4.0).save(place / "p.json")
     followed = run(place, model, "--plan", "p.json", script="hindsight_generate.py").stdout
@@ -143,8 +144,11 @@ def test_it_computes_exactly_the_published_steps_in_both_branches(place, model, 
 
 
 def test_without_cache_all_and_without_guidance_one_branch(place, model):
-    assert "computed 50 of 50 steps" in run(place, model).stdout
+    plain = run(place, model).stdout
+    assert "computed 50 of 50 steps" in plain
+    assert "wrote output.png" in plain
     done = run(place, model, "--cache", "slow", "--table", "qwen-image", "--true_cfg_scale", "1")
+    assert "wrote output_lemica25_blocks.png" in done.stdout
     assert "cond: computed 25" in done.stdout
     assert "uncond" not in done.stdout
 

@@ -25,12 +25,12 @@ def flags() -> argparse.ArgumentParser:
     return found
 
 
-def choose(args: argparse.Namespace) -> Policy | None:
-    """The policy, checked before anything is loaded; `None`: every step computed. ValueError."""
-    policy, _ = chosen(args, Trajectory(args.steps, guidance=args.true_cfg_scale), channels=1)
+def choose(args: argparse.Namespace) -> tuple[Policy | None, str]:
+    """The policy (`None`: every step computed) and a tag for the file name, before anything is loaded. ValueError."""
+    policy, tag = chosen(args, Trajectory(args.steps, guidance=args.true_cfg_scale), channels=1)
     if args.calibration is not None:
         RECORDING[args.calibration] = policy
-    return policy
+    return policy, tag
 
 
 def main() -> None:

@@ -32,11 +32,11 @@ def flags() -> argparse.ArgumentParser:
     return found
 
 
-def choose(args: argparse.Namespace) -> Policy | None:
-    """The policy, checked before anything is loaded; `None`: every step computed. ValueError."""
+def choose(args: argparse.Namespace) -> tuple[Policy | None, str]:
+    """The policy (`None`: every step computed) and a tag for the file name, before anything is loaded. ValueError."""
     if args.cache is None:
         without_effect(args, ("table", "resample", "boundary"), "without --cache")
-        return None
+        return None, ""
     if args.cache not in BUDGETS and not args.cache.isdecimal():
         raise ValueError(f"--cache is {args.cache!r}; expected {', '.join(BUDGETS)} or a number of computed steps.")
     table = args.table or TABLES.get(args.model)
@@ -49,7 +49,7 @@ def choose(args: argparse.Namespace) -> Policy | None:
     policy = LeMiCa(budget, table, args.resample, args.boundary or "blocks")
     for note in policy.notes(num_steps=args.steps):
         say(note)
-    return policy
+    return policy, f"lemica{budget}_{policy.boundary}"
 
 
 def main() -> None:

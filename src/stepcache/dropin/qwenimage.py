@@ -17,6 +17,7 @@ from stepcache.dropin.common import RENAMED, checked_file, fail
 from stepcache.hosts.qwenimage import accelerated
 from stepcache.methods.off import Off
 
+Choose = Callable[[argparse.Namespace], tuple[Policy | None, str]]
 SIZES = "1328*1328, 1664*928, 928*1664, 1472*1104, 1104*1472, 1584*1056 and 1056*1584"
 
 
@@ -38,7 +39,7 @@ def parser(program: str, description: str) -> argparse.ArgumentParser:
     add("--steps", type=int, default=50, help="steps of the denoising loop (50, what the schedules are for)")
     add("--true_cfg_scale", type=float, default=4.0, help="guidance (4); 1 switches it off")
     add("--size", default="1664*928", metavar="W*H", help=f"the authors' sizes are {SIZES}")
-    add("--output", default="output.png", metavar="FILE")
+    add("--output", metavar="FILE", help="default: output.png, with the method in its name where there is one")
     add("--device", help="default: cuda if there is one, else cpu")
     add("--offload", action="store_true", help="keep idle models in main memory (accelerate's model offload)")
     return flags
@@ -91,11 +92,10 @@ def generate(pipe: Any, args: argparse.Namespace, policy: Policy | None) -> Any:
     return cache.summary()
 
 
-def launch(
-    flags: argparse.ArgumentParser, choose: Callable[[argparse.Namespace], Policy | None], words: dict[str, str]
-) -> argparse.Namespace:
+def launch(flags: argparse.ArgumentParser, choose: Choose, words: dict[str, str]) -> argparse.Namespace:
     """Check, load, generate; returns the flags.
 
+    `choose`: flags -> policy and a tag for the default file name; no policy: every step is computed.
     `words`: what a message of the policy calls a setting -> the flag of this script.
     """
     for word in sys.argv[1:]:
@@ -110,7 +110,8 @@ def launch(
         if not 0 <= args.seed < 2**64:
             raise ValueError(f"--seed is {args.seed}; expected 0 to 2**64 - 1.")
         size_of(args.size)
-        policy = choose(args)
+        policy, tag = choose(args)
+        args.output = args.output or (f"output_{tag}.png" if tag else "output.png")
         if Path(args.output).suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
             raise ValueError(f"--output is {args.output!r}; expected a name ending in .png, .jpg or .webp.")
         args.output = checked_file(args.output)

@@ -52,9 +52,15 @@ _ANSWERS: dict[Hashable, torch.Tensor] = {}  # of the last few samplers: small, 
 
 
 def remembered(scheduler: Any) -> torch.Tensor:
-    """`response`, worked out once for samplers that are alike: of one class, with the same settings and timesteps."""
+    """`response`, worked out once for samplers that are alike: of one class, with equal settings and noise levels."""
     config, begin = getattr(scheduler, "config", None), getattr(scheduler, "begin_index", None)
-    key = (type(scheduler), str(config), tuple(float(t) for t in scheduler.timesteps), begin)
+    walk = (scheduler.timesteps, getattr(scheduler, "sigmas", None))
+    key = (
+        type(scheduler),
+        str(config),
+        begin,
+        *(None if x is None else tuple(torch.as_tensor(x).tolist()) for x in walk),
+    )
     if config is None or key not in _ANSWERS:
         while len(_ANSWERS) >= MOST_SAMPLERS:
             del _ANSWERS[next(iter(_ANSWERS))]
