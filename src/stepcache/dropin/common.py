@@ -33,11 +33,10 @@ def without_effect(own: argparse.Namespace, names: tuple[str, ...], why: str) ->
 
 def parsed(flags: argparse.ArgumentParser) -> tuple[argparse.Namespace, list[str]]:
     """Our own flags, and all others for upstream; flags of earlier versions end here with a sentence."""
-    own, rest = flags.parse_known_args()
-    for word in rest:
+    for word in sys.argv[1:]:
         if (name := word.split("=")[0]) in RENAMED:
             fail(f"{name} is gone: {RENAMED[name]}.")
-    return own, rest
+    return flags.parse_known_args()
 
 
 def checked_file(name: str) -> str:

@@ -11,7 +11,6 @@ import argparse
 
 from stepcache.core.strategy import Policy
 from stepcache.core.trajectory import Trajectory
-from stepcache.dropin.common import fail
 from stepcache.dropin.hindsight import add_flags, chosen, finish
 from stepcache.dropin.hunyuanvideo15 import launch
 from stepcache.hosts.hunyuanvideo15 import MODEL
@@ -35,6 +34,8 @@ def choose(own: argparse.Namespace, args: argparse.Namespace) -> tuple[Policy | 
     if policy is not None and args.enable_cache:
         raise ValueError("--enable_cache is for upstream's own caches; leave it out, or --budget and --plan.")
     if own.calibration is not None:
+        if args.seed is None:
+            raise ValueError("--calibration needs --seed, under which the run is filed.")
         if args.cfg_distilled is False:
             raise ValueError(
                 "upstream evaluates both branches of guidance in one call, which a calibration cannot tell apart; "
@@ -48,8 +49,6 @@ def main() -> None:
     """Parse, choose, run upstream; after a calibration run, add it to the file."""
     args = launch(flags(), choose, {"resample=True": "--resample", "the budget is": "--budget is"})
     for path, record in RECORDING.items():
-        if args.seed is None:
-            fail("--calibration needs --seed, under which the run is filed.")
         finish(record, path, args.prompt, args.seed)
 
 

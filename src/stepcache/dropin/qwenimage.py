@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 
 from stepcache.core.strategy import Policy
-from stepcache.dropin.common import RENAMED, checked_file, fail
+from stepcache.dropin.common import checked_file, fail, parsed
 from stepcache.hosts.qwenimage import accelerated
 from stepcache.methods.off import Off
 
@@ -98,10 +97,9 @@ def launch(flags: argparse.ArgumentParser, choose: Choose, words: dict[str, str]
     `choose`: flags -> policy and a tag for the default file name; no policy: every step is computed.
     `words`: what a message of the policy calls a setting -> the flag of this script.
     """
-    for word in sys.argv[1:]:
-        if (name := word.split("=")[0]) in RENAMED:
-            fail(f"{name} is gone: {RENAMED[name]}.")
-    args = flags.parse_args()
+    args, rest = parsed(flags)
+    if rest:
+        flags.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         if args.steps < 1:
             raise ValueError(f"--steps is {args.steps}; expected 1 or more.")

@@ -54,13 +54,8 @@ _ANSWERS: dict[Hashable, torch.Tensor] = {}  # of the last few samplers: small, 
 def remembered(scheduler: Any) -> torch.Tensor:
     """`response`, worked out once for samplers that are alike: of one class, with equal settings and noise levels."""
     config, begin = getattr(scheduler, "config", None), getattr(scheduler, "begin_index", None)
-    walk = (scheduler.timesteps, getattr(scheduler, "sigmas", None))
-    key = (
-        type(scheduler),
-        str(config),
-        begin,
-        *(None if x is None else tuple(torch.as_tensor(x).tolist()) for x in walk),
-    )
+    levels = [x for x in (scheduler.timesteps, getattr(scheduler, "sigmas", None)) if x is not None]
+    key = (type(scheduler), str(config), begin, str([torch.as_tensor(x).tolist() for x in levels]))
     if config is None or key not in _ANSWERS:
         while len(_ANSWERS) >= MOST_SAMPLERS:
             del _ANSWERS[next(iter(_ANSWERS))]

@@ -15,7 +15,7 @@ import inspect
 import sys
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -36,9 +36,11 @@ from stepcache.hosts.patching import (
     ForeignBlockStack,
     LastingPatches,
     TreeEntrance,
+    at_sampler,
     device_from,
     first_tensor,
     inside,
+    shift_of,
 )
 
 PATCHING = LastingPatches.__init__.__code__.co_filename
@@ -161,11 +163,10 @@ def enable(
     transformers = _transformers(pipe)
     cache = StepCache(policy, boundary=boundary, cache_device=device_from(cache_device), group=group)
     patches = LastingPatches()
-    try:
+    with ExitStack() as failed:
+        failed.callback(patches.restore)
         _Host(pipe, transformers, cache, patches)
-    except Exception:
-        patches.restore()
-        raise
+        failed.pop_all()
     run = _RUNS[pipe] = Run(cache, patches, list(transformers.values()))
     run.finalizer = weakref.finalize(pipe, run._stop)  # its transformer may live on in another pipeline
     return run
@@ -375,10 +376,7 @@ class _Host:
                 if own and isinstance(sample, torch.Tensor):
                     for entrance in self.entrances:
                         entrance.latent_is(sample.shape)
-                if "model_output" in kwargs:
-                    kwargs["model_output"] = self.cache.step_over(kwargs["model_output"], scheduler)
-                elif args:
-                    args = (self.cache.step_over(args[0], scheduler), *args[1:])
+                args, kwargs = at_sampler(self.cache, args, kwargs, scheduler)
                 if self.cache.finished:
                     self.branches.clear()  # the prompts are no longer needed
                 return original(*args, **kwargs)
@@ -409,7 +407,7 @@ def _trajectory(pipe: Any, scheduler: Any, timesteps: torch.Tensor) -> Trajector
         steps = min(steps, said)
     values = [float(t) for t in timesteps.tolist()][-steps:]
     config = scheduler.config
-    shift = None if config.get("use_dynamic_shifting") else config.get("flow_shift", config.get("shift"))
+    shift = shift_of(config)
     transformer = _first(pipe)
     handover, ratio = None, getattr(pipe.config, "boundary_ratio", None)
     if ratio is not None and getattr(pipe, "transformer_2", None) is not None:

@@ -23,7 +23,8 @@ class CacheHelper:
     """What upstream's loop expects of a cache, turned into runs and steps of a StepCache."""
 
     def __init__(self, pipe: Any, cache: StepCache, patches: Patches) -> None:
-        self.cache, self._pipe, self._patches, self._step = cache, weakref.ref(pipe), patches, 0
+        self.cache, self._pipe, self._patches = cache, weakref.ref(pipe), patches
+        self.cur_timestep = 0  # index of the step that begins; upstream sets it, the sampler's door tells us
         self._samplers: list[Any] = []
 
     def clear_states(self) -> None:
@@ -48,15 +49,6 @@ class CacheHelper:
             self.cache.begin(run)
         except ValueError as error:
             raise DoesNotFit(str(error)) from error
-
-    @property
-    def cur_timestep(self) -> int:
-        """Index of the step that begins; upstream sets it."""
-        return self._step
-
-    @cur_timestep.setter
-    def cur_timestep(self, step: int) -> None:
-        self._step = step
 
     def _at_sampler(self, original: Method) -> Method:
         def step(model_output: Any, *args: Any, **kwargs: Any) -> Any:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -30,9 +31,11 @@ from stepcache.hosts.patching import (
     ForeignBlockStack,
     LastingPatches,
     TreeEntrance,
+    at_sampler,
     device_from,
     first_tensor,
     inside,
+    shift_of,
 )
 
 
@@ -122,11 +125,10 @@ def attach(
     host = _Host(cache, num_steps, model, scheduler, guidance)
     if cache.strategy.predicts_guided and scheduler is None:
         raise ValueError(f"{policy} forecasts what the sampler gets; name it: attach(..., scheduler=scheduler).")
-    try:
+    with ExitStack() as failed:
+        failed.callback(patches.restore)
         _enter(module, names, host, patches, (sample, timestep, condition), blocks, streams)
-    except ValueError:
-        patches.restore()
-        raise
+        failed.pop_all()
     return Attached(cache, patches, host.run, host.branches)
 
 
@@ -182,7 +184,7 @@ class _Host:
             self.run = Trajectory(num_steps, model, guidance=guidance)
         else:
             config = getattr(scheduler, "config", {})
-            shift = None if config.get("use_dynamic_shifting") else config.get("flow_shift", config.get("shift"))
+            shift = shift_of(config)
             self.run = Trajectory(
                 num_steps,
                 model,
@@ -219,10 +221,7 @@ class _Host:
         """What the scheduler's `step` becomes."""
 
         def step(*args: Any, **kwargs: Any) -> Any:
-            if "model_output" in kwargs:
-                kwargs["model_output"] = self.cache.step_over(kwargs["model_output"])
-            elif args:
-                args = (self.cache.step_over(args[0]), *args[1:])
+            args, kwargs = at_sampler(self.cache, args, kwargs)
             if self.cache.finished:
                 self.branches.clear()  # the prompts are no longer needed
             return original(*args, **kwargs)

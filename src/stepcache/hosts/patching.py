@@ -186,6 +186,18 @@ def device_from(name: torch.device | str | None) -> torch.device | None:
         raise ValueError(f"cache_device is {name!r}; expected a device such as cpu or cuda:1.") from error
 
 
+def shift_of(config: Any) -> Any:
+    """The shift of a sampler's noise levels, of its settings; `None` if it has none or finds one for every size."""
+    return None if config.get("use_dynamic_shifting") else config.get("flow_shift", config.get("shift"))
+
+
+def at_sampler(cache: StepCache, args: Any, kwargs: Any, sampler: Any = None) -> tuple[Any, Any]:
+    """The arguments of a diffusers `step(model_output, ...)`, with what the cache gives for its first one."""
+    if "model_output" in kwargs:
+        return args, kwargs | {"model_output": cache.step_over(kwargs["model_output"], sampler)}
+    return ((cache.step_over(args[0], sampler), *args[1:]) if args else args), kwargs
+
+
 def first_tensor(tree: Any) -> torch.Tensor | None:
     """The first tensor in a tree of arguments."""
     return next((leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)), None)
