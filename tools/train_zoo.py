@@ -1,0 +1,94 @@
+"""Train a model of the zoo from nothing: `python tools/train_zoo.py emoji --work outputs/emoji`.
+
+Writes the finished pipeline, training.json and a sheet of samples to assets/zoo/NAME. Seeded; interrupt it at will and
+run the same command again. On two CPU cores each takes one to two hours; a GPU is used where there is one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from training import Run, curve
+from zoo import recipe as zoo
+from zoo.emoji import Emoji
+from zoo.landscapes import Landscapes
+from zoo.patterns import Patterns
+
+ROOT = Path(__file__).resolve().parent.parent
+RECIPES: dict[str, type[zoo.Recipe]] = {r.name: r for r in (Emoji, Landscapes, Patterns)}
+
+
+def main() -> None:
+    """Train, save, draw samples."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=RECIPES)
+    parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints")
+    parser.add_argument("--out", type=Path, help="where the pipeline is written (default: assets/zoo/NAME)")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    recipe = RECIPES[args.name]()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(args.seed)
+    pipe = recipe.untrained()
+    pipe.set_progress_bar_config(disable=True)
+    pipe.transformer.to(device), pipe.vae.to(device)
+    runs = {"vae": zoo.train_vae(recipe, pipe.vae, args.work, device, args.seed)}
+    latents = zoo.encoded(recipe, pipe.vae, device)
+    runs["transformer"] = zoo.train_transformer(recipe, pipe, latents, args.work, device, args.seed)
+    if recipe.settings.distil_steps:
+        teacher = copy.deepcopy(pipe.transformer).requires_grad_(False)
+        runs["student"] = zoo.distil_guidance(recipe, teacher, pipe, latents, args.work, device, args.seed)
+    save(recipe, pipe, runs, args.out or ROOT / "assets" / "zoo" / args.name, args.seed, device)
+
+
+def save(recipe: zoo.Recipe, pipe: Any, runs: dict[str, Run], out: Path, seed: int, device: str) -> None:
+    """The pipeline (transformer and VAE in float16), how to call it, how it was trained, and samples."""
+    out.mkdir(parents=True, exist_ok=True)
+    for part in (pipe.transformer, pipe.vae):
+        part.half()
+    pipe.save_pretrained(out, safe_serialization=True)
+    about = {
+        "seed": seed,
+        "settings": vars(recipe.settings),
+        "stages": {
+            name: {"steps": run.done, "seconds": round(run.seconds), "loss": curve(run.losses)}
+            for name, run in runs.items()
+        },
+        "torch": torch.__version__,
+        "device": device,
+    }
+    (out / "training.json").write_text(json.dumps(about, indent=1) + "\n")
+    (out / "generation_defaults.json").write_text(json.dumps(recipe.call, indent=1) + "\n")
+    for part in (pipe.transformer, pipe.vae):
+        part.float()
+    sheet(recipe, pipe, out / "samples.png")
+
+
+@torch.no_grad()
+def sheet(recipe: zoo.Recipe, pipe: Any, path: Path) -> None:
+    """Eight known captions above eight new ones; of clips four frames, below one another."""
+    from PIL import Image
+
+    known = recipe.training_set[1]
+    captions = [known[j * len(known) // 8] for j in range(8)] + recipe.held_out(8)
+    generators = [torch.Generator().manual_seed(j) for j in range(16)]
+    call = {**recipe.call}
+    if "negative_prompt" in call:
+        call["negative_prompt"] = [call["negative_prompt"]] * 16
+    found = pipe(prompt=captions, generator=generators, output_type="pt", **call)
+    pictures = found.frames if hasattr(found, "frames") else found.images
+    if pictures.ndim == 5:  # clips: four frames each
+        frames = torch.linspace(0, pictures.shape[1] - 1, 4).long()
+        pictures = torch.cat([pictures[:, f] for f in frames.tolist()], dim=-2)
+    rows = [torch.cat(list(pictures[r : r + 8]), dim=-1) for r in (0, 8)]
+    image = (torch.cat(rows, dim=-2).clamp(0, 1) * 255).byte().permute(1, 2, 0).cpu().numpy()
+    Image.fromarray(image).resize((2 * image.shape[1], 2 * image.shape[0]), Image.Resampling.NEAREST).save(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,229 @@
+"""What a model of the zoo is made of, and the two trainings that every one of them goes through."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from torch import Tensor
+from training import Run
+from transformers import PreTrainedTokenizerFast
+
+DROPPED = 0.1
+"""Share of captions left out in training, so that guidance works (Ho and Salimans 2022, arXiv 2207.12598)."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How long and how fast a model is trained.
+
+    Args:
+        vae_steps: iterations of the VAE.
+        steps: iterations of the transformer.
+        batch: examples an iteration (the VAE: half of them).
+        lr: peak learning rate of the transformer.
+        shift: of the noise levels seen in training (Esser et al. 2024, arXiv 2403.03206, section 5.3.2).
+        distil_steps: iterations of the distillation of guidance; 0: none.
+    """
+
+    vae_steps: int = 1500
+    steps: int = 5000
+    batch: int = 24
+    lr: float = 1.5e-3
+    shift: float = 2.0
+    distil_steps: int = 0
+
+
+class Recipe(ABC):
+    """One model of the zoo: its data, its untrained pipeline, and what its transformer is asked for."""
+
+    name: str
+    data: str
+    """What it was trained on: a line of the card."""
+    settings: Settings
+    call: ClassVar[dict[str, Any]]
+    """Arguments of a pipeline call: size, steps, guidance. Written to generation_defaults.json."""
+    channels: int
+    """Channels of the latent."""
+
+    @abstractmethod
+    def examples(self) -> tuple[Tensor, list[str]]:
+        """The training set: uint8 (N, 3, height, width) or (N, 3, frames, height, width), and a caption each."""
+
+    @abstractmethod
+    def held_out(self, count: int) -> list[str]:
+        """Captions for evaluation; where the data allow it, of combinations that no example shows."""
+
+    @abstractmethod
+    def untrained(self) -> Any:
+        """The diffusers pipeline with random weights; the text encoder stays as it is."""
+
+    @abstractmethod
+    def text(self, pipe: Any, captions: list[str]) -> dict[str, Tensor]:
+        """What the transformer is told of the captions, one row each; the first of them may be the empty one."""
+
+    @abstractmethod
+    def scale_latents(self, vae: Any, mean: Tensor, std: Tensor) -> None:
+        """Tell the VAE its latents' mean and spread a channel, so that the transformer sees about unit variance."""
+
+    @abstractmethod
+    def tokens(self, latents: Tensor) -> Tensor:
+        """The VAE's latents, scaled, as the transformer takes them."""
+
+    @abstractmethod
+    def loss(self, predict: Any, x0: Tensor, g: torch.Generator) -> Tensor:
+        """Mean square error at random noise levels; `predict(x, time)` is the transformer with its texts."""
+
+    @abstractmethod
+    def predict(self, transformer: Any, x: Tensor, time: Tensor, text: dict[str, Tensor], guidance: Tensor) -> Tensor:
+        """The transformer's output at noisy tokens x, as the pipeline calls it."""
+
+    empty = ""
+    """The caption that stands for none."""
+
+    def flow_loss(self, predict: Any, x0: Tensor, g: torch.Generator) -> Tensor:
+        """Rectified flow: x = (1 - sigma) x_0 + sigma n, target n - x_0, sigma logit-normal and shifted."""
+        sigma = self.levels(len(x0), g).to(x0.device)
+        s = sigma.view(-1, *[1] * (x0.ndim - 1))
+        noise = torch.randn(x0.shape, generator=g).to(x0.device)
+        return (predict((1 - s) * x0 + s * noise, sigma).float() - (noise - x0)).square().mean()
+
+    def levels(self, count: int, g: torch.Generator) -> Tensor:
+        """Noise levels in (0, 1), logit-normal, shifted."""
+        u = torch.sigmoid(torch.randn(count, generator=g))
+        return self.settings.shift * u / (1 + (self.settings.shift - 1) * u)
+
+    @cached_property
+    def training_set(self) -> tuple[Tensor, list[str]]:
+        """`examples`, made once."""
+        return self.examples()
+
+
+def train_vae(recipe: Recipe, vae: Any, work: Path, device: str, seed: int) -> Run:
+    """Reconstruction (L1 and L2) and a small KL term, on crops of half the size; whole pictures towards the end."""
+    pictures, settings = recipe.training_set[0], recipe.settings
+    run = Run({"vae": vae}, work / "vae", lr=3e-3, steps=settings.vae_steps, ema=0.995)
+    for i in run.iterations("vae"):
+        g = generator(seed, "vae", i)
+        pick = torch.randint(0, len(pictures), (settings.batch // 2,), generator=g)
+        x = as_pixels(pictures[pick])
+        edge = x.shape[-1] if i > 0.9 * settings.vae_steps else x.shape[-1] // 2
+        top, left = (int(v) for v in torch.randint(0, x.shape[-1] - edge + 1, (2,), generator=g))
+        x = x[..., top : top + edge, left : left + edge].to(device)
+        posterior = vae.encode(x).latent_dist
+        noise = torch.randn(posterior.mean.shape, generator=g).to(device)
+        error = vae.decode(posterior.mean + posterior.std * noise).sample - x
+        kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
+        run.update(error.abs().mean() + 2 * error.square().mean() + 1e-4 * kl)
+    run.use_average()
+    return run
+
+
+@torch.no_grad()
+def encoded(recipe: Recipe, vae: Any, device: str) -> Tensor:
+    """The training set as the transformer takes it, float16; the VAE learns its latents' scale on the way."""
+    pictures = recipe.training_set[0]
+    parts = [vae.encode(as_pixels(part).to(device)).latent_dist.mean.cpu() for part in pictures.split(32)]
+    latents = torch.cat(parts)
+    axes = [d for d in range(latents.ndim) if d != 1]
+    recipe.scale_latents(vae, latents.mean(axes), latents.std(axes))
+    return torch.cat([recipe.tokens(part) for part in latents.split(256)]).half()
+
+
+def train_transformer(recipe: Recipe, pipe: Any, latents: Tensor, work: Path, device: str, seed: int) -> Run:
+    """The transformer, with captions dropped at random."""
+    transformer, settings = pipe.transformer, recipe.settings
+    texts = caption_table(recipe, pipe)
+    run = Run({"transformer": transformer}, work / "transformer", settings.lr, settings.steps, ema=0.999)
+    for i in run.iterations("transformer"):
+        g = generator(seed, "transformer", i)
+        pick = torch.randint(0, len(latents), (settings.batch,), generator=g)
+        dropped = torch.rand(len(pick), generator=g) < DROPPED
+        rows = torch.where(dropped, 0, pick + 1)
+        text = {name: table[rows].to(device) for name, table in texts.items()}
+        guidance = torch.ones(len(pick), device=device)
+        with torch.autocast(device, dtype=torch.bfloat16):
+            run.update(
+                recipe.loss(
+                    lambda x, time, text=text, guidance=guidance: recipe.predict(transformer, x, time, text, guidance),
+                    latents[pick].float().to(device),
+                    g,
+                )
+            )
+    run.use_average()
+    return run
+
+
+def distil_guidance(
+    recipe: Recipe, teacher: Any, pipe: Any, latents: Tensor, work: Path, device: str, seed: int
+) -> Run:
+    """A student that gives in one call what its teacher gives under guidance (Meng et al. 2023, arXiv 2210.03142).
+
+    Its target at guidance w, drawn from 1 to 6, is u + w (c - u), with the teacher's outputs c and u with and without
+    the caption.
+    """
+    student, settings = pipe.transformer, recipe.settings
+    texts = caption_table(recipe, pipe)
+    run = Run({"transformer": student}, work / "student", settings.lr / 2, settings.distil_steps, ema=0.998)
+    for i in run.iterations("student"):
+        g = generator(seed, "student", i)
+        pick = torch.randint(0, len(latents), (settings.batch,), generator=g)
+        w = (1 + 5 * torch.rand(len(pick), generator=g)).to(device)
+        told, untold = ({n: t[r].to(device) for n, t in texts.items()} for r in (pick + 1, 0 * pick))
+        x0 = latents[pick].float().to(device)
+        sigma = recipe.levels(len(x0), g).to(device)
+        s = sigma.view(-1, *[1] * (x0.ndim - 1))
+        x = (1 - s) * x0 + s * torch.randn(x0.shape, generator=g).to(device)
+        with torch.autocast(device, dtype=torch.bfloat16):
+            with torch.no_grad():
+                c, u = (recipe.predict(teacher, x, sigma, t, torch.ones_like(w)).float() for t in (told, untold))
+            got = recipe.predict(student, x, sigma, told, w).float()
+        run.update((got - (u + w.view_as(s) * (c - u))).square().mean())
+    run.use_average()
+    return run
+
+
+@torch.no_grad()
+def caption_table(recipe: Recipe, pipe: Any) -> dict[str, Tensor]:
+    """What the transformer is told of every example; row 0: of none."""
+    return recipe.text(pipe, [recipe.empty, *recipe.training_set[1]])
+
+
+def as_pixels(pictures: Tensor) -> Tensor:
+    """uint8 to float32 in [-1, 1]."""
+    return pictures.float() / 127.5 - 1
+
+
+def generator(seed: int, stage: str, i: int) -> torch.Generator:
+    """The random numbers of iteration i of a stage: a resumed training goes on as if it had not stopped."""
+    return torch.Generator().manual_seed((seed * 101 + sum(stage.encode())) * 1_000_003 + i)
+
+
+def phrase_tokenizer(phrases: list[str], length: int, end: str = "</s>") -> PreTrainedTokenizerFast:
+    """One token a phrase between commas: with a frozen random encoder, what belongs together must be one token."""
+    tokenizer = Tokenizer(
+        models.WordLevel({w: i for i, w in enumerate(["<pad>", end, "<unk>", *phrases])}, unk_token="<unk>")
+    )
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), normalizers.Strip()])
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(", ", "removed")
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"$A {end}", special_tokens=[(end, 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token=end, unk_token="<unk>", model_max_length=length
+    )
+
+
+def packed(latents: Tensor) -> Tensor:
+    """(N, C, H, W) to tokens of 2x2 positions (N, H W / 4, 4 C), as FluxPipeline and QwenImagePipeline pack them."""
+    n, c, h, w = latents.shape
+    return latents.view(n, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(n, h * w // 4, 4 * c)
+
+
+def square_tokens(tokens: Tensor) -> int:
+    """Edge of a square picture in tokens."""
+    return math.isqrt(tokens.shape[1])
