@@ -71,9 +71,9 @@ class Run:
     def save(self) -> None:
         tensors: dict[str, torch.Tensor] = {}
         for name, parameter in self.params.items():
-            state = self.optimiser.state[parameter]
             tensors |= {f"p.{name}": parameter.detach(), f"e.{name}": self.average[name]}
-            tensors |= {f"m.{name}": state["exp_avg"], f"v.{name}": state["exp_avg_sq"]}
+            if state := self.optimiser.state.get(parameter):  # a parameter that nothing uses has none
+                tensors |= {f"m.{name}": state["exp_avg"], f"v.{name}": state["exp_avg_sq"]}
         tensors = {n: t.contiguous().clone() for n, t in tensors.items()}
         about = {"losses": json.dumps(self.losses), "seconds": str(self.seconds)}
         temporary = self.folder / "state.tmp"
@@ -91,11 +91,12 @@ class Run:
             for name, parameter in self.params.items():
                 parameter.copy_(tensors[f"p.{name}"])
                 self.average[name].copy_(tensors[f"e.{name}"])
-                self.optimiser.state[parameter] = {
-                    "step": torch.tensor(float(self.done)),
-                    "exp_avg": tensors[f"m.{name}"].clone(),
-                    "exp_avg_sq": tensors[f"v.{name}"].clone(),
-                }
+                if f"m.{name}" in tensors:
+                    self.optimiser.state[parameter] = {
+                        "step": torch.tensor(float(self.done)),
+                        "exp_avg": tensors[f"m.{name}"].clone(),
+                        "exp_avg_sq": tensors[f"v.{name}"].clone(),
+                    }
 
 
 def curve(losses: list[float], points: int = 50) -> list[float]:
