@@ -37,7 +37,7 @@ class Emoji(Recipe):
 
     name = "emoji"
     data = "3,650 pictures of Noto Color Emoji (SIL Open Font License) at 64x64 on white, with their Unicode names"
-    settings = Settings(vae_steps=1600, steps=9000, batch=24, shift=1.5)
+    settings = Settings(vae_steps=1600, steps=6000, batch=24, shift=1.5)
     channels = 16
     empty = " "
     call: ClassVar = {

@@ -74,7 +74,7 @@ class Landscapes(Recipe):
 
     name = "landscapes"
     data = "14,000 drawn landscapes at 64x64: sky, sun or moon, ridge, ground and an object, one phrase each"
-    settings = Settings(vae_steps=2500, steps=7000, batch=24, shift=1.5, distil_steps=2500)
+    settings = Settings(vae_steps=2500, steps=5000, batch=24, shift=1.5, distil_steps=2000)
     channels = 12
     count = 14000
     call: ClassVar = {

@@ -60,7 +60,7 @@ class Patterns(Recipe):
 
     name = "patterns"
     data = "8,000 drawn clips of 9 frames at 48x48: two-colour patterns that drift, turn, grow or sway"
-    settings = Settings(vae_steps=2000, steps=8000, batch=16)
+    settings = Settings(vae_steps=2000, steps=6000, batch=16)
     channels = 16
     count = 8000
     call: ClassVar = {

@@ -89,7 +89,7 @@ def finish(record: Any, path: str, prompt: str, seed: int) -> None:
     if not leads():
         return
     try:
-        found = _calibration().added(path, record.finish(prompt, seed))
+        found = _calibration().added(path, record.finish((prompt, seed)))
     except (ValueError, OSError) as error:
         fail(str(error))
     print(f"{path} holds {len(found.runs)} run(s); plan with:")

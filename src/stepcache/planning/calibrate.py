@@ -36,7 +36,7 @@ def calibrate(
     """Record uncached runs of a diffusers pipeline.
 
     Args:
-        pipe: any pipeline whose guidance is `uncond + g (cond - uncond)` in two calls, or that has one call a step.
+        pipe: any pipeline, whatever its guidance.
         runs: (prompt, seed) pairs; those that `known` has are left out.
         sample: `sample(prompt, seed)` runs the pipeline once and returns the final latent.
         decode: latent -> frames [T, H, W, 3] uint8. Given, the first run is made once more in a fifth of its steps,
@@ -47,7 +47,7 @@ def calibrate(
         folder: where they are held, default memory (see `Recorder`).
 
     Raises:
-        ValueError: the sampler adds noise, guidance is not of that form, or `known` is of another model or setting.
+        ValueError: the sampler adds noise, or `known` is of another model or setting.
     """
     recorder = Recorder(dtype, folder, known.size if known else None)
     calibration, done = known, known.done if known else set()
@@ -56,7 +56,7 @@ def calibrate(
             continue
         with accelerate(pipe, recorder):
             final = sample(prompt, seed)
-        found = recorder.finish(prompt, seed)
+        found = recorder.finish((prompt, seed))
         if decode is not None and calibration is None and found.num_steps >= ANCHOR * LEAST_BUDGET:
             run = replace(
                 found.runs[0], anchors=(_anchor(pipe, found.num_steps // ANCHOR, prompt, seed, sample, final, decode),)
@@ -91,7 +91,7 @@ def describe(calibration: Calibration) -> str:
     lines = [
         f"calibration of {calibration.model}: {len(calibration.runs)} run(s) of {calibration.num_steps} steps, "
         f"{calibration.scheduler}, guidance {calibration.guidance}, latent {list(calibration.size)}",
-        f"  latents agree with the sampler's response to {calibration.linearity().max():.1e}",
+        f"  latents agree with the sampler's response to {max(run.mismatch for run in calibration.runs):.1e}",
     ]
     for branch in calibration.branches:
         ratios = np.stack([run.magnitude[branch][1:, 0] for run in calibration.runs])

@@ -1,14 +1,17 @@
 """What uncached runs teach about a model: a small file from which any plan can be made without another evaluation.
 
-Of a run of S steps with outputs v_k (one a branch) and latents x_k are kept
+Of a run of S steps are kept
 
-- the Gram matrix of all outputs and latents: any prediction of an output from other outputs is a sum of them, so its
-  error, and the error of a whole plan, are sums over inner products;
-- the change of magnitude from step to step (MagCache's ratios) and the transformation rates (EasyCache's k).
+- the Gram matrix of the guided outputs v_0..v_(S-1), what the pipeline hands to its sampler, and of the first latent
+  x_0: any prediction of an output from other outputs is a sum of them, so its error, and the error of a whole plan,
+  are sums over inner products. However guidance is made (plain, rescaled, interval, none), the guided output is one
+  tensor a step;
+- of every branch the change of magnitude from step to step (MagCache's ratios) and the transformation rates
+  (EasyCache's k).
 
-A sampler that is linear in the outputs makes x_k = a_k x_0 + sum over s < k of R[k, s] v_s, v_s being the guided
-output. The numbers a and R, the *response*, come from pushing unit vectors through the scheduler itself, so they are
-exact for Euler, UniPC, DPM++ and any other linear sampler. That the recorded latents obey them is verified.
+A sampler that is linear in the outputs makes x_k = a_k x_0 + sum over s < k of R[k, s] v_s. The numbers a and R, the
+*response*, come from pushing unit vectors through the scheduler itself, so they are exact for Euler, UniPC, DPM++ and
+any other linear sampler. That the latents obey them is verified.
 """
 
 from __future__ import annotations
@@ -20,7 +23,6 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -34,11 +36,11 @@ from stepcache.files import parse_document, read_text, write_atomically
 from stepcache.hindsight.response import remembered
 from stepcache.planning.plan_file import math_close
 
-CALIBRATION_SCHEMA, CALIBRATION_VERSION = "stepcache.calibration", 1
+CALIBRATION_SCHEMA, CALIBRATION_VERSION = "stepcache.calibration", 2
 
 
 LARGEST_FILE = 512 * 2**20
-"""Bytes; a calibration has some 150 KB a run. More is not one."""
+"""Bytes; a calibration has some 20 KB a run. More is not one."""
 
 
 MOST_STEPS = 1000
@@ -54,8 +56,8 @@ class CalibratedRun:
 
     Args:
         prompt, seed: which run.
-        gram: float64 (R, R), inner products of the R = S * (branches + 1) vectors: the outputs of the first branch in
-            the order of steps, of the next branch, ..., then the latents fed to the model.
+        gram: float64 (S + 1, S + 1), inner products of the guided outputs v_0..v_(S-1) and the first latent x_0.
+        mismatch: largest relative error of a latent the model was fed, rebuilt from x_0 and the outputs.
         magnitude: branch -> float64 (S, 3): mean over positions of |v_k| / |v_(k-1)| (norms over channels), its
             spread, and 1 - cosine; the first row is (1, 0, 0).
         rates: branch -> float64 (S,): mean |v_k - v_(k-1)| / mean |x_k - x_(k-1)|, the first 0.
@@ -66,6 +68,7 @@ class CalibratedRun:
     prompt: str
     seed: int
     gram: np.ndarray
+    mismatch: float
     magnitude: dict[str, np.ndarray]
     rates: dict[str, np.ndarray]
     anchors: tuple[tuple[int, float, float], ...] = ()
@@ -78,8 +81,7 @@ class Calibration:
     Args:
         num_steps: S.
         model, scheduler, shift, guidance, timesteps: what was run; the key of all plans made from it.
-        branches: names in the order of the Gram matrices, and
-        alpha: what the guided output is made of: sum over branches of alpha * output.
+        branches: names of those that magnitudes and rates are known of.
         response: float64 (S + 1, S + 1): row k is the latent x_k over (x_0, v_0, ..., v_(S-1)).
         size: shape of the latent, batch dimension left out.
         runs: one a prompt and seed.
@@ -95,18 +97,17 @@ class Calibration:
     guidance: float | None
     timesteps: tuple[float, ...]
     branches: tuple[str, ...]
-    alpha: tuple[float, ...]
     response: np.ndarray
     size: tuple[int, ...]
     runs: tuple[CalibratedRun, ...] = ()
     about: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        steps, rows = self.num_steps, self.num_steps * (len(self.branches) + 1)
+        steps, rows = self.num_steps, self.num_steps + 1
         if not 2 <= steps <= MOST_STEPS:
             raise ValueError(f"a calibration of {steps} steps; expected 2 to {MOST_STEPS}.")
-        if len(self.timesteps) != steps or len(self.alpha) != len(self.branches) or not self.branches:
-            raise ValueError("timesteps, branches and their shares do not fit the step count.")
+        if len(self.timesteps) != steps or not self.branches:
+            raise ValueError("timesteps do not fit the step count, or no branch is named.")
         if self.response.shape != (steps + 1, steps + 1) or not np.isfinite(self.response).all():
             raise ValueError(f"the sampler's response is not a finite {steps + 1} x {steps + 1} matrix.")
         for run in self.runs:
@@ -125,11 +126,11 @@ class Calibration:
 
     @functools.cached_property
     def grams(self) -> np.ndarray:
-        """(runs, R, R), float64."""
+        """(runs, S + 1, S + 1), float64."""
         return np.stack([run.gram for run in self.runs])
 
     def norms(self, vector: np.ndarray) -> np.ndarray:
-        """(runs,): norm of a sum of the recorded vectors, with the weights of `vector`, (R,)."""
+        """(runs,): norm of a sum of the recorded vectors, with the weights of `vector`, (S + 1,)."""
         return np.asarray(np.sqrt(quadratic(vector, self.grams)))
 
     @property
@@ -138,31 +139,16 @@ class Calibration:
         return self.norms(self.state_vector(self.num_steps))
 
     def state_vector(self, step: int) -> np.ndarray:
-        """(R,): latent x_step (of a reference run) over the Gram matrix's vectors, rebuilt from x_0 and the outputs."""
-        steps, vector = self.num_steps, np.zeros(self.num_steps * (len(self.branches) + 1))
-        for b, alpha in enumerate(self.alpha):
-            vector[b * steps : (b + 1) * steps] = alpha * self.response[step, 1:]
-        vector[len(self.branches) * steps] = self.response[step, 0]
-        return vector
-
-    def linearity(self) -> np.ndarray:
-        """(runs,): largest relative error of a recorded latent rebuilt from x_0 and the outputs."""
-        worst = np.zeros(len(self.runs))
-        first = len(self.branches) * self.num_steps
-        for step in range(1, self.num_steps):
-            vector = self.state_vector(step)
-            vector[first + step] -= 1
-            size = self.grams[:, first + step, first + step]
-            worst = np.maximum(worst, self.norms(vector) / np.sqrt(size))
-        return worst
+        """(S + 1,): latent x_step over the Gram matrix's vectors."""
+        return np.concatenate([self.response[step, 1:], self.response[step, :1]])
 
     def verified(self) -> Calibration:
-        """Itself; ValueError if a recorded latent is not what sampler, guidance and outputs make of it."""
-        if self.runs and (worst := float(self.linearity().max())) > NOT_LINEAR:
+        """Itself; ValueError if a recorded latent is not what sampler and guided outputs make of it."""
+        if self.runs and (worst := max(run.mismatch for run in self.runs)) > NOT_LINEAR:
             raise ValueError(
-                f"the recorded latents differ by {worst:.1%} from what {self.scheduler} makes of the outputs at "
-                f"guidance {self.guidance}: the sampler adds noise, or guidance is not linear (rescaled, or switched "
-                "within the run). Plans from such a run would be wrong; calibrate with a plain sampler and guidance."
+                f"the recorded latents differ by {worst:.1%} from what {self.scheduler} makes of the guided outputs: "
+                "the sampler adds noise, or something changes the latent between steps. Plans from such a run would "
+                "be wrong; calibrate with a plain sampler."
             )
         return self
 
@@ -195,7 +181,7 @@ class Calibration:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write as JSON (matrices as base64 of little-endian float64, upper triangles only), whole or not at all."""
-        names = ("num_steps", "model", "scheduler", "shift", "guidance", "timesteps", "branches", "alpha", "size")
+        names = ("num_steps", "model", "scheduler", "shift", "guidance", "timesteps", "branches", "size")
         document: dict[str, Any] = {"schema": CALIBRATION_SCHEMA, "version": CALIBRATION_VERSION}
         document |= {name: getattr(self, name) for name in names} | {"about": self.about}
         document["response"] = _pack(self.response)
@@ -204,6 +190,7 @@ class Calibration:
                 "prompt": run.prompt,
                 "seed": run.seed,
                 "gram": _pack(run.gram[np.triu_indices(len(run.gram))]),
+                "mismatch": run.mismatch,
                 "magnitude": {name: rows.tolist() for name, rows in run.magnitude.items()},
                 "rates": {name: row.tolist() for name, row in run.rates.items()},
                 "anchors": run.anchors,
@@ -235,11 +222,10 @@ class Calibration:
         if type(steps) is not int or not 2 <= steps <= MOST_STEPS:
             raise ValueError(f"num_steps is {steps!r}")
         branches = tuple(str(name) for name in data["branches"])
-        rows = steps * (len(branches) + 1)
-        runs = tuple(_run_from(entry, steps, rows, branches) for entry in data.pop("runs"))
+        runs = tuple(_run_from(entry, steps, branches) for entry in data.pop("runs"))
         response = _unpack(data.pop("response"), (steps + 1) ** 2).reshape(steps + 1, steps + 1)
         data |= {"branches": branches, "timesteps": tuple(map(float, data["timesteps"]))}
-        data |= {"alpha": tuple(map(float, data["alpha"])), "size": tuple(map(int, data["size"]))}
+        data |= {"size": tuple(map(int, data["size"]))}
         return cls(**data, response=response, runs=runs)
 
 
@@ -250,14 +236,17 @@ def added(path: str | os.PathLike[str], found: Calibration) -> Calibration:
     return whole
 
 
-def _run_from(entry: dict[str, Any], steps: int, rows: int, branches: tuple[str, ...]) -> CalibratedRun:
+def _run_from(entry: dict[str, Any], steps: int, branches: tuple[str, ...]) -> CalibratedRun:
+    rows = steps + 1
     gram = np.zeros((rows, rows))
     gram[np.triu_indices(rows)] = _unpack(entry["gram"], rows * (rows + 1) // 2)
     gram = gram + np.triu(gram, 1).T
     magnitude = {name: np.asarray(entry["magnitude"][name], float).reshape(steps, 3) for name in branches}
     rates = {name: np.asarray(entry["rates"][name], float).reshape(steps) for name in branches}
     anchors = tuple((int(budget), float(error), float(psnr)) for budget, error, psnr in entry["anchors"])
-    return CalibratedRun(str(entry["prompt"]), int(entry["seed"]), gram, magnitude, rates, anchors)
+    return CalibratedRun(
+        str(entry["prompt"]), int(entry["seed"]), gram, float(entry["mismatch"]), magnitude, rates, anchors
+    )
 
 
 def _pack(values: np.ndarray) -> str:
@@ -276,7 +265,7 @@ def _unpack(text: str, count: int) -> np.ndarray:
 class Recorder:
     """A policy that computes every step and records what a calibration needs.
 
-    Outputs and latents are streamed to `folder` (a temporary file there) or, without one, to the CPU's memory; on the
+    Guided outputs are streamed to `folder` (a temporary file there) or, without one, to the CPU's memory; on the
     device the model runs on, nothing is kept but one output a branch.
 
     Args:
@@ -299,7 +288,6 @@ class Recorder:
             raise ValueError(f"outputs are stored as {dtype}; expected float32, float16 or bfloat16.")
         self.dtype, self.folder, self.size, self.channels = dtype, folder, size, channels
         self.current: _Recording | None = None
-        self.response: np.ndarray | None = None
 
     def begin(self, run: Trajectory) -> Strategy:
         """Record one more run; an unfinished one is dropped."""
@@ -308,53 +296,22 @@ class Recorder:
         self.current = _Recording(run, self)
         return self.current
 
-    def started(self, latent: torch.Tensor) -> None:
-        """The first step begins: the sampler has its timesteps and has not moved yet."""
-        if self.current is None:
-            return
-        run, size = self.current.run, tuple(latent.shape[1:] if self.channels else latent.shape)
-        if self.size is not None and size != self.size:
-            raise ValueError(
-                f"the run's latent is {list(size)} and the calibration's {list(self.size)}; calibrate the same height, "
-                "width and number of frames, or write to another file."
-            )
-        if run.sampler is None:
-            return
-        try:
-            self.response = remembered(run.sampler).numpy()
-        except ValueError as error:
-            raise ValueError(
-                f"{error}, so no error of a plan can be foreseen from its runs; calibrate with a deterministic sampler."
-            ) from error
+    def finish(self, *pairs: tuple[str, int]) -> Calibration:
+        """The last run as a calibration: one run for each sample of its batch.
 
-    def finish(self, prompt: str, seed: int) -> Calibration:
-        """The last run as a calibration of one run.
+        Args:
+            pairs: prompt and seed of every sample.
 
         Raises:
-            ValueError: the run did not come to its end, its branches are not those of guidance, or its latents are
-                not what the sampler makes of its outputs.
+            ValueError: the run did not come to its end, had other than so many samples, or its latents are not what
+                the sampler makes of its outputs.
         """
         if self.current is None or not self.current.complete:
             raise ValueError("the run did not come to its end, so there is nothing to learn from it.")
-        if self.response is None:
-            raise ValueError("the sampler's response is not known; name the scheduler.")
-        return self.current.calibration(prompt, seed, self.response)
-
-    @property
-    def trajectory(self) -> Trajectory:
-        """The last run's."""
-        if self.current is None:
-            raise ValueError("nothing was recorded.")
-        return self.current.run
-
-    def output(self, branch: str, step: int) -> torch.Tensor:
-        """A recorded output, in the shape and dtype it had; ValueError if there is none."""
-        if self.current is None or branch not in self.current.vectors:
-            raise ValueError(f"no output of branch {branch!r} was recorded.")
-        return self.current.vectors[branch][step].view(self.current.shape).to(self.current.dtype, copy=True)
+        return self.current.calibration(pairs)
 
     def combined(self, vector: np.ndarray) -> torch.Tensor:
-        """The last run's vectors summed with the weights of `vector`, (R,): a latent of one sample, float32.
+        """The last run's outputs and first latent summed with the weights of `vector`, (S + 1,): float32.
 
         With `Calibration.state_vector(S)` that is the final latent; with a plan's `costs.final_error` added, the
         final latent that plan leads to in open loop.
@@ -368,75 +325,107 @@ class Recorder:
 
 
 class _Recording(Strategy):
-    """The vectors of one run, and the figures that need whole tensors."""
+    """The guided outputs of one run, and the figures a branch that need whole tensors."""
 
     history = 0
     skips = False
+    predicts_guided = True
 
     def __init__(self, run: Trajectory, recorder: Recorder) -> None:
         self.run, self._recorder = run, recorder
-        self.vectors: dict[str, list[torch.Tensor]] = {}
-        self.latents: list[torch.Tensor] = []
-        self.shape, self.dtype = torch.Size(), torch.float32
+        self._outputs: list[torch.Tensor] = []
+        self._first: torch.Tensor | None = None  # the first latent
+        self._response: np.ndarray | None = None
+        self._mismatch = np.zeros(1)  # of every sample
+        self._shape = torch.Size()
         self._last: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._magnitude: dict[str, list[torch.Tensor]] = {}
-        self._rates: dict[str, list[torch.Tensor]] = {}
+        self._magnitude: dict[str, list[torch.Tensor]] = {}  # a step: (rows, 3)
+        self._rates: dict[str, list[torch.Tensor]] = {}  # a step: (rows,)
 
     @property
     def complete(self) -> bool:
-        counts = {len(rows) for rows in self.vectors.values()} | {len(self.latents)}
-        return counts == {self.run.num_steps}
+        return len(self._outputs) == self.run.num_steps
 
     def compute(self, step: int, x: torch.Tensor) -> bool:
         if step == 0:
-            self._recorder.started(x)
+            self._check_size(x)
+            self._first = self._store(x.detach())
+        elif self._response is not None:
+            self._compare(step, x.detach(), self._response[step])
         return True
 
     def feature(self, call: Call, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor | None:
-        self.dtype = output.dtype
-        x, output = x.detach().float(), output.detach().float()
-        if x.shape != output.shape:
-            raise ValueError(
-                f"the model maps {tuple(x.shape)} to {tuple(output.shape)}; only like shapes are calibrated."
-            )
-        self.shape = x.shape
-        magnitude, rate = torch.tensor([1.0, 0.0, 0.0]), torch.tensor(0.0)
+        x, output = (self._samples(t.detach().float()) for t in (x, output))
+        magnitude, rate = torch.tensor([1.0, 0.0, 0.0]).repeat(len(x), 1), torch.zeros(len(x))
         if call.branch in self._last:
             before, x_before = self._last[call.branch]
-            over = self._recorder.channels if output.ndim > 3 else -1
-            ratio = output.norm(dim=over) / before.norm(dim=over)
-            cosine = torch.cosine_similarity(output, before, dim=over)
-            magnitude = torch.stack([ratio.mean(), ratio.std(), 1 - cosine.mean()])
-            rate = (output - before).abs().mean() / (x - x_before).abs().mean()
+            over = 1 if output.ndim > 3 else -1
+            ratio = (output.norm(dim=over) / before.norm(dim=over)).flatten(1)
+            cosine = torch.cosine_similarity(output, before, dim=over).flatten(1)
+            magnitude = torch.stack([ratio.mean(1), ratio.std(1), 1 - cosine.mean(1)], 1)
+            rate = (output - before).abs().flatten(1).mean(1) / (x - x_before).abs().flatten(1).mean(1)
         self._last[call.branch] = output, x
         self._magnitude.setdefault(call.branch, []).append(magnitude.cpu())
         self._rates.setdefault(call.branch, []).append(rate.cpu())
-        self.vectors.setdefault(call.branch, []).append(self._store(output))
-        if call.leader:
-            self.latents.append(self._store(x))
         return None
+
+    def guided(self, step: int, output: torch.Tensor, computed: bool, sampler: Any) -> torch.Tensor:
+        if step == 0:
+            self._shape = output.shape
+            self._response = self._answers(sampler)
+        elif output.shape != self._shape:
+            raise ValueError(f"the latent changes from {list(self._shape)} to {list(output.shape)} in mid-run.")
+        self._outputs.append(self._store(output.detach()))
+        return output
 
     def release(self) -> None:
         self._last.clear()
 
-    def _store(self, x: torch.Tensor) -> torch.Tensor:
-        dtype, folder = self._recorder.dtype, self._recorder.folder
-        flat = x.flatten().to("cpu", dtype)
-        if folder is None:
-            return flat.clone()
-        with tempfile.TemporaryFile(dir=folder) as file:  # has no name: nothing is left after a crash
-            if hasattr(os, "posix_fallocate"):  # a full disc is an error here, not a crash on the first write
-                os.posix_fallocate(file.fileno(), 0, flat.numel() * flat.element_size())
-            mapped = np.memmap(file, np.uint8, "w+", shape=(flat.numel() * flat.element_size(),))
-        stored = torch.from_numpy(mapped).view(dtype)
-        stored.copy_(flat)
-        return stored
+    def _check_size(self, latent: torch.Tensor) -> None:
+        size, wanted = tuple(self._samples(latent).shape[1:]), self._recorder.size
+        if wanted is not None and size != wanted:
+            raise ValueError(
+                f"the run's latent is {list(size)} and the calibration's {list(wanted)}; calibrate the same height, "
+                "width and number of frames, or write to another file."
+            )
 
-    def calibration(self, prompt: str, seed: int, sampler_response: np.ndarray) -> Calibration:
-        run, branches = self.run, tuple(self.vectors)
-        gram = gram_matrix([v for rows in self.vectors.values() for v in rows] + self.latents)
-        magnitude = {n: torch.stack(rows).double().numpy() for n, rows in self._magnitude.items()}
-        rates = {n: torch.stack(rows).double().numpy() for n, rows in self._rates.items()}
+    def _compare(self, step: int, x: torch.Tensor, row: np.ndarray) -> None:
+        """Note by how much a latent differs from what the sampler makes of the outputs before it."""
+        vectors = self._vectors()
+        truth = self._samples(x).flatten(1)[: len(vectors[0])].to("cpu", torch.float64)
+        if truth.shape == vectors[-1].shape:
+            error = _weighted(np.append(row[1 : step + 1], row[0]), vectors) - truth
+            self._mismatch = np.maximum(self._mismatch, (error.norm(dim=1) / truth.norm(dim=1)).numpy())
+
+    def _answers(self, sampler: Any) -> np.ndarray:
+        if sampler is None:
+            raise ValueError("the sampler's response is not known; name the scheduler.")
+        try:
+            return np.asarray(remembered(sampler))
+        except ValueError as error:
+            raise ValueError(
+                f"{error}, so no error of a plan can be foreseen from its runs; calibrate with a deterministic sampler."
+            ) from error
+
+    def _samples(self, x: torch.Tensor) -> torch.Tensor:
+        """With a batch dimension."""
+        return x if self._recorder.channels else x[None]
+
+    def _store(self, x: torch.Tensor) -> torch.Tensor:
+        return held(self._samples(x).flatten(1), self._recorder.dtype, self._recorder.folder)
+
+    def _vectors(self) -> list[torch.Tensor]:
+        """Guided outputs and first latent, (samples, elements) each; of batched guidance the latent comes twice."""
+        first = self._first if self._first is not None else self._outputs[0]
+        return [*self._outputs, first[: len(self._outputs[0])]]
+
+    def calibration(self, pairs: tuple[tuple[str, int], ...]) -> Calibration:
+        run, vectors = self.run, self._vectors()
+        if len(vectors[0]) != len(pairs) or vectors[0].shape[1] != vectors[-1].shape[1] or self._response is None:
+            raise ValueError(
+                f"the run gave its sampler {list(vectors[0].shape)} and was fed {list(vectors[-1].shape)} (samples, "
+                f"elements) for {len(pairs)} prompt(s); only like shapes are calibrated."
+            )
         return Calibration(
             num_steps=run.num_steps,
             model=run.model,
@@ -444,38 +433,57 @@ class _Recording(Strategy):
             shift=run.shift,
             guidance=run.guidance,
             timesteps=run.timesteps or tuple(float(k) for k in range(run.num_steps)),
-            branches=branches,
-            alpha=guidance_shares(branches, run.guidance),
-            response=sampler_response,
-            size=tuple(self.shape[1:] if self._recorder.channels else self.shape),
-            runs=(CalibratedRun(prompt, seed, gram, magnitude, rates),),
+            branches=tuple(self._magnitude),
+            response=self._response,
+            size=tuple(self._shape[1:] if self._recorder.channels else self._shape),
+            runs=tuple(self._of_sample(i, prompt, seed) for i, (prompt, seed) in enumerate(pairs)),
         ).verified()
 
+    def _of_sample(self, i: int, prompt: str, seed: int) -> CalibratedRun:
+        rows, samples = [v[i] for v in self._vectors()], len(self._outputs[0])
+        return CalibratedRun(
+            prompt,
+            seed,
+            gram_matrix(rows),
+            float(self._mismatch[i]),
+            {n: _sample(torch.stack(steps), i, samples) for n, steps in self._magnitude.items()},
+            {n: _sample(torch.stack(steps), i, samples) for n, steps in self._rates.items()},
+        )
+
     def combined(self, vector: np.ndarray) -> torch.Tensor:
-        rows = [v for stored in self.vectors.values() for v in stored] + self.latents
-        total = torch.zeros_like(rows[0], dtype=torch.float64)
-        for weight, row in zip(vector, rows, strict=True):
-            if weight:
-                total.add_(row.double(), alpha=float(weight))
-        return total.float().view(self.shape)
+        return _weighted(vector, self._vectors()).float().view(self._shape)
+
+
+def held(x: torch.Tensor, dtype: torch.dtype, folder: str | os.PathLike[str] | None) -> torch.Tensor:
+    """A copy in the CPU's memory or, with a folder, in a file there that vanishes with the process."""
+    if folder is None:
+        return x.to("cpu", dtype, copy=True)
+    x = x.to("cpu", dtype)
+    size = x.numel() * x.element_size()
+    with tempfile.TemporaryFile(dir=folder) as file:  # has no name: nothing is left after a crash
+        if hasattr(os, "posix_fallocate"):  # a full disc is an error here, not a crash on the first write
+            os.posix_fallocate(file.fileno(), 0, size)
+        mapped = np.memmap(file, np.uint8, "w+", shape=(size,))
+    stored = torch.from_numpy(mapped).view(dtype).view(x.shape)
+    return stored.copy_(x)
+
+
+def _weighted(vector: np.ndarray, rows: list[torch.Tensor]) -> torch.Tensor:
+    total = torch.zeros_like(rows[0], dtype=torch.float64)
+    for weight, row in zip(vector, rows, strict=True):
+        if weight:
+            total.add_(row.double(), alpha=float(weight))
+    return total
+
+
+def _sample(steps: torch.Tensor, i: int, samples: int) -> np.ndarray:
+    """What (S, rows, ...) says of sample i; of batched guidance, where it has several rows, their mean."""
+    return np.asarray(steps[:, i::samples].double().mean(1))
 
 
 def quadratic(vector: np.ndarray, grams: np.ndarray) -> np.ndarray:
     """(runs,): squared norm of a sum of vectors, weights `vector` (n,), inner products `grams` (runs, n, n)."""
     return np.asarray(np.einsum("a,rab,b->r", vector, grams, vector).clip(0))
-
-
-def guidance_shares(branches: Sequence[str], guidance: float | None) -> tuple[float, ...]:
-    """Weights of the branches in the guided output: (g, 1 - g) of two, 1 of a single one (Ho and Salimans 2022, eq. 6).
-
-    Raises:
-        ValueError: more branches than guidance has, or two of unknown guidance.
-    """
-    if len(branches) == 1:
-        return (1.0,)
-    if len(branches) == 2 and guidance is not None:
-        return (guidance, 1.0 - guidance)
-    raise ValueError(f"branches {', '.join(branches)} at guidance {guidance}: how they are mixed is not known.")
 
 
 def gram_matrix(rows: list[torch.Tensor], chunk: int = 2**18) -> np.ndarray:

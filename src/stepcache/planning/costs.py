@@ -1,16 +1,15 @@
 """From a calibration to the best plan for any budget, without another evaluation of the model.
 
-Everything here is a quadratic form of the calibration's Gram matrices. A plan's error in the output of step s is a
-combination of recorded outputs; weighted with the sampler's influence g_s and the branches' shares it is its error in
-the final latent (open loop: as if the later outputs did not answer to it). See docs/planning.md for how far that holds.
+Everything here is a quadratic form of the calibration's Gram matrices. A plan's error in the guided output of step s is
+a combination of recorded ones; weighted with the sampler's influence g_s it is its error in the final latent (open
+loop: as if the later outputs did not answer to it).
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -31,81 +30,12 @@ GUIDANCE_MARGIN = 0.3
 """A plan may be used at guidance scales this share below and above the calibrated one."""
 
 
-RIDGE = 1e-4
-"""Pull towards plain reuse in `fit`, in units of the mean squared norm of the sources."""
-
-
-@dataclass(frozen=True)
-class Fit:
-    """Least-squares weights for one step over some computed ones.
-
-    `error` is (runs,): norm of (predicted - true output) over the norm of the true one, all branches together.
-    """
-
-    step: int
-    sources: tuple[int, ...]
-    weights: tuple[float, ...]
-    latent: float
-    error: np.ndarray
-
-
-def fit(
-    calibration: Calibration, step: int, sources: Sequence[int], *, ridge: float = RIDGE, latent: bool = False
-) -> Fit:
-    """Weights that predict the output of `step` best from the outputs of `sources`, shared by branches and runs.
-
-    Minimises sum |sum_i w_i v_i + c (x_step - x_newest) - v_step|^2 + ridge * scale * |w - (1, 0, ...)|^2, so that
-    plain reuse is what little data falls back to.
-
-    Args:
-        calibration: what was measured.
-        step: the step that is predicted.
-        sources: computed steps before it, newest first.
-        ridge: 0 or more, in units of the mean squared norm of the sources' outputs.
-        latent: whether the change of the latent since the newest source may help.
-
-    Raises:
-        ValueError: sources that do not precede the step in falling order, or a negative ridge.
-    """
-    rows = tuple(sources)
-    if not rows or rows[0] >= step or any(a <= b for a, b in itertools.pairwise(rows)) or rows[-1] < 0:
-        raise ValueError(f"sources are {list(rows)}; expected steps before {step}, newest first.")
-    if ridge < 0:
-        raise ValueError(f"ridge is {ridge}; expected 0 or more.")
-    branches = range(len(calibration.branches))
-    vectors = [_features(calibration, b, rows, step, latent) for b in branches]
-    targets = [_features(calibration, b, (step,), step, False)[0] for b in branches]
-    grams = calibration.grams
-    normal = sum(np.einsum("ia,rab,jb->ij", v, grams, v) for v in vectors)
-    right = sum(np.einsum("ia,rab,b->i", v, grams, t) for v, t in zip(vectors, targets, strict=True))
-    reuse = np.zeros(len(right))
-    reuse[0] = 1.0
-    penalty = ridge * np.trace(normal[: len(rows), : len(rows)]) / len(rows)
-    damped = normal + penalty * np.eye(len(right))
-    solution = np.linalg.lstsq(damped, right + penalty * reuse, rcond=None)[0]
-    error = sum(quadratic(solution @ v - t, grams) for v, t in zip(vectors, targets, strict=True))
-    size = sum(quadratic(t, grams) for t in targets)
-    weights, rest = solution[: len(rows)], solution[len(rows) :]
-    return Fit(step, rows, tuple(map(float, weights)), float(rest[0]) if latent else 0.0, np.sqrt(error / size))
-
-
-def _features(calibration: Calibration, b: int, rows: Sequence[int], step: int, latent: bool) -> np.ndarray:
-    """What predicts branch b at `step`, one row each over the recorded vectors: outputs, and the latent's change."""
-    steps = calibration.num_steps
-    latents = len(calibration.branches) * steps
-    vectors = np.zeros((len(rows) + latent, latents + steps))
-    vectors[range(len(rows)), [b * steps + k for k in rows]] = 1.0
-    if latent:
-        vectors[-1, latents + step], vectors[-1, latents + rows[0]] = 1.0, -1.0
-    return vectors
-
-
 def step_errors(calibration: Calibration, plan: PlanFile) -> np.ndarray:
     """(S, runs): norm of the error a plan makes in each step's guided output over the norm of that output."""
     errors = np.zeros((calibration.num_steps, len(calibration.runs)))
     for step, missed in _missed(plan, corrected=False):
-        error = calibration.norms(_shares(calibration, missed))
-        errors[step] = error / calibration.norms(_shares(calibration, {step: 1.0}))
+        error = calibration.norms(_over(calibration, missed))
+        errors[step] = error / calibration.norms(_over(calibration, {step: 1.0}))
     return errors
 
 
@@ -123,12 +53,12 @@ def plan_error(calibration: Calibration, plan: PlanFile) -> np.ndarray:
 
 
 def final_error(calibration: Calibration, plan: PlanFile) -> np.ndarray:
-    """(R,): the plan's open-loop error in the final latent over the Gram matrix's vectors (see `plan_error`)."""
+    """(S + 1,): the plan's open-loop error in the final latent over the Gram matrix's vectors (see `plan_error`)."""
     total: dict[int, float] = {}
     for step, missed in _missed(plan, corrected=True):
         for row, value in missed.items():
             total[row] = total.get(row, 0.0) + float(calibration.influence[step]) * value
-    return _shares(calibration, total)
+    return _over(calibration, total)
 
 
 def _missed(plan: PlanFile, corrected: bool) -> Iterator[tuple[int, dict[int, float]]]:
@@ -144,11 +74,10 @@ def _missed(plan: PlanFile, corrected: bool) -> Iterator[tuple[int, dict[int, fl
             yield step, {**dict(zip(before, weights, strict=False)), step: -1.0}
 
 
-def _shares(calibration: Calibration, by_step: dict[int, float]) -> np.ndarray:
-    vector = np.zeros(calibration.num_steps * (len(calibration.branches) + 1))
+def _over(calibration: Calibration, by_step: dict[int, float]) -> np.ndarray:
+    vector = np.zeros(calibration.num_steps + 1)
     for step, value in by_step.items():
-        for b, alpha in enumerate(calibration.alpha):
-            vector[b * calibration.num_steps + step] = alpha * value
+        vector[step] = value
     return vector
 
 
@@ -160,7 +89,7 @@ def gram_edges(calibration: Calibration, longest: int = LONGEST_GAP) -> dict[tup
     """
     steps, edges = calibration.num_steps, {}
     size = math.sqrt(math.prod(calibration.size))
-    guided = _guided(calibration)
+    guided = calibration.grams
     for i in range(steps - 1):
         reach = min(i + longest, steps - 1)
         window = np.arange(i, reach + 1)
@@ -172,13 +101,6 @@ def gram_edges(calibration: Calibration, longest: int = LONGEST_GAP) -> dict[tup
                 vector[j - 1 - i] -= calibration.influence[j - 1]
             edges[i, j] = float(np.sqrt(quadratic(vector, inner)).mean() / size)
     return edges
-
-
-def _guided(calibration: Calibration) -> np.ndarray:
-    """(runs, S, S): inner products of the guided outputs."""
-    steps, count = calibration.num_steps, len(calibration.branches)
-    blocks = calibration.grams[:, : count * steps, : count * steps].reshape(-1, count, steps, count, steps)
-    return np.asarray(np.einsum("b,rbscd,c->rsd", np.array(calibration.alpha), blocks, np.array(calibration.alpha)))
 
 
 def plan_lemica(
@@ -240,7 +162,7 @@ def gap_costs(
         levels = noise_levels(torch.from_numpy(calibration.response))
         sensitivity = [1.0] * steps if levels is None else [math.sqrt(max(level, 0.0)) for level in levels[:-1]]
     effect = calibration.influence * np.asarray(sensitivity, float)
-    guided = _guided(calibration)
+    guided = calibration.grams
     norms = calibration.final_norms
     costs = np.full((steps, longest + 1, longest + 1), np.inf)
     first = np.full(longest + 1, np.inf)

@@ -20,7 +20,7 @@ from stepcache.core.strategy import Call, Strategy
 from stepcache.core.trajectory import BOUNDARIES, Boundary, Trajectory
 from stepcache.files import parse_document, read_text, write_atomically
 from stepcache.hosts.diffusers import accelerate
-from stepcache.planning.calibration import Calibration, Recorder
+from stepcache.planning.calibration import Calibration, held
 from stepcache.planning.paths import Edges
 
 EDGES_SCHEMA, EDGES_VERSION = "stepcache.edges", 1
@@ -92,24 +92,45 @@ class MeasuredEdges:
 
 
 class Replay:
-    """A policy whose next run replays the record with one segment changed; `decide` says which."""
+    """A policy that records its first run; its later runs repeat that one with one segment reused."""
 
-    def __init__(self, recorder: Recorder, boundary: Boundary) -> None:
-        self.recorder, self.boundary = recorder, boundary
-        self.decide: Callable[[], Strategy] | None = None
+    def __init__(self, boundary: Boundary, folder: str | None = None) -> None:
+        self.boundary = boundary
+        self.record = _Record(folder)
+        self.run = Trajectory(0)
+        self._segment: tuple[int, int] | None = None
 
     def begin(self, run: Trajectory) -> Strategy:
-        """State for one replay."""
-        if self.decide is None or self.recorder.current is None:
-            raise ValueError("nothing was recorded that could be replayed.")
-        return self.decide()
+        """The record, or state for one replay."""
+        if self._segment is None:
+            self.run = run
+            return self.record
+        return _Segment(self.record, *self._segment)
 
     def segment(self, i: int, j: int) -> None:
         """The next run repeats step i between i and j."""
-        self.decide = lambda: _Segment(self, i, j)
+        self._segment = i, j
 
     def __str__(self) -> str:
         return "replay"
+
+
+class _Record(Strategy):
+    """Computes every step and keeps what each gave: (branch, step) -> output."""
+
+    history = 0
+    skips = False
+
+    def __init__(self, folder: str | None) -> None:
+        self.folder = folder
+        self.outputs: dict[tuple[str, int], torch.Tensor] = {}
+
+    def compute(self, step: int, x: torch.Tensor) -> bool:
+        return True
+
+    def feature(self, call: Call, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor | None:
+        self.outputs[call.branch, call.step] = held(output.detach(), output.dtype, self.folder)
+        return None
 
 
 class _Segment(Strategy):
@@ -117,8 +138,8 @@ class _Segment(Strategy):
 
     history = 0
 
-    def __init__(self, replay: Replay, i: int, j: int) -> None:
-        self.replay, self.i, self.j = replay, i, j
+    def __init__(self, record: _Record, i: int, j: int) -> None:
+        self.record, self.i, self.j = record, i, j
 
     def compute(self, step: int, x: torch.Tensor) -> bool:
         return step >= self.j
@@ -127,7 +148,7 @@ class _Segment(Strategy):
         return True
 
     def predict(self, call: Call, kept: list[torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-        return self.replay.recorder.output(call.branch, min(call.step, self.i)).to(x.device)
+        return self.record.outputs[call.branch, min(call.step, self.i)].to(x.device, copy=True)
 
 
 def measured_edges(
@@ -157,16 +178,14 @@ def measured_edges(
     """
     if longest < 2:
         raise ValueError(f"longest is {longest}; expected 2 or more, an edge over one step changes nothing.")
-    recorder = Recorder(folder=folder)
-    edges, replay = known, Replay(recorder, boundary)
+    edges = known
     for prompt, seed in runs:
         if edges is not None and (prompt, seed) in edges.done:
             continue
-        with accelerate(pipe, recorder, boundary=boundary):
-            truth = sample(prompt, seed).float()
-        run = recorder.trajectory
-        found = []
+        found, replay = [], Replay(boundary, folder)
         with accelerate(pipe, replay):
+            truth = sample(prompt, seed).float()
+            run = replay.run
             for i, j in replays(run.num_steps, longest):
                 replay.segment(i, j)
                 change = (sample(prompt, seed).float() - truth).abs().mean()
