@@ -63,10 +63,17 @@ def save(recipe: zoo.Recipe, pipe: Any, runs: dict[str, Run], out: Path, seed: i
         "device": device,
     }
     (out / "training.json").write_text(json.dumps(about, indent=1) + "\n")
-    (out / "generation_defaults.json").write_text(json.dumps(recipe.call, indent=1) + "\n")
+    (out / "call.json").write_text(json.dumps(recipe.call, indent=1) + "\n")
+    (out / "prompts.json").write_text(json.dumps(prompts(recipe), indent=1) + "\n")
     for part in (pipe.transformer, pipe.vae):
         part.float()
     sheet(recipe, pipe, out / "samples.png")
+
+
+def prompts(recipe: zoo.Recipe) -> dict[str, list[str]]:
+    """Captions that training did not see, by what they are for."""
+    texts = recipe.held_out(12 + 8 + 32)
+    return {"development": texts[:12], "calibration": texts[12:20], "evaluation": texts[20:]}
 
 
 @torch.no_grad()

@@ -48,7 +48,7 @@ class Recipe(ABC):
     """What it was trained on: a line of the card."""
     settings: Settings
     call: ClassVar[dict[str, Any]]
-    """Arguments of a pipeline call: size, steps, guidance. Written to generation_defaults.json."""
+    """Arguments of a pipeline call: size, steps, guidance. Written to call.json."""
     channels: int
     """Channels of the latent."""
 

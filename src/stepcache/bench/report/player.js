@@ -20,6 +20,20 @@ const once = (target, name) =>
     target.addEventListener("error", () => reject(new Error("this browser cannot play the clip")), { once: true });
   });
 
+// "seeked" may come before the frame itself: what is presented says of which time it is.
+async function seek(video, time) {
+  const sought = once(video, "seeked");
+  const presented = new Promise((resolve) => {
+    if (!video.requestVideoFrameCallback) return resolve();
+    const look = (_, { mediaTime }) =>
+      Math.abs(mediaTime + 0.5 / data.fps - time) <= 0.75 / data.fps ? resolve() : video.requestVideoFrameCallback(look);
+    video.requestVideoFrameCallback(look);
+  });
+  video.currentTime = time;
+  await sought;
+  await Promise.race([presented, new Promise((resolve) => setTimeout(resolve, 1000))]);
+}
+
 async function decode(name, progress) {
   const raw = Uint8Array.from(atob(texts.get(name).textContent.trim()), (c) => c.charCodeAt(0));
   const url = URL.createObjectURL(new Blob([raw], { type: "video/mp4" }));
@@ -34,9 +48,7 @@ async function decode(name, progress) {
     const count = data.frames[name];
     const frames = [];
     for (let k = 0; k < count; k++) {
-      const sought = once(video, "seeked");
-      video.currentTime = Math.min((k + 0.5) / data.fps, video.duration - 1e-3);
-      await sought;
+      await seek(video, Math.min((k + 0.5) / data.fps, video.duration - 1e-3));
       frames.push(await createImageBitmap(video));
       progress(k + 1, count);
     }
