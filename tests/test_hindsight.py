@@ -1,6 +1,7 @@
 """Hindsight against its rule written out on a real pipeline; what it holds, costs, survives and refuses."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -19,9 +20,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import stepcache
 from stepcache import Hindsight, Plan, PlanFile, Uniform
 from stepcache.core.trajectory import Trajectory
-from stepcache.hindsight.corrector import EDGE, FEEDBACK, KNEE, SHORT, Corrector
+from stepcache.hindsight.corrector import DAMPING, Corrector
 from stepcache.hindsight.method import FollowHindsight
-from stepcache.hindsight.response import noise_levels, remembered, response
+from stepcache.hindsight.response import remembered, response
+from stepcache.hindsight.schedule import spaced
 
 NODES = (0, 2, 5, 8, 11)
 SAMPLERS = {
@@ -44,23 +46,13 @@ def pipe():
     return gentle_pipe()
 
 
-def smoothed(x):
-    """The definition, with plain loops over pixels: means over the part of the square that lies in the frame."""
-    r, mean = EDGE // 2, torch.empty_like(x)
-    for i in range(x.shape[-2]):
-        for j in range(x.shape[-1]):
-            mean[..., i, j] = x[..., max(0, i - r) : i + r + 1, max(0, j - r) : j + r + 1].mean((-2, -1))
-    return mean
-
-
 @torch.no_grad()
 def written_out(pipe, batch=1, guidance=5.0, steps=12, computed=NODES):
     """The denoising loop with the rule of `hindsight.corrector`'s head, step by step."""
     g = torch.Generator().manual_seed(0)
     texts = [torch.randn(batch, 8, 32, generator=g), torch.randn(batch, 8, 32, generator=g)]
     pipe.scheduler.set_timesteps(steps)
-    answers = response(pipe.scheduler)
-    R, levels = answers[:, 1:], noise_levels(answers)
+    final = response(pipe.scheduler)[-1, 1:].tolist()
     x = torch.randn(batch, 16, 2, 4, 4, generator=torch.Generator().manual_seed(1))
     known = []
 
@@ -83,17 +75,8 @@ def written_out(pipe, batch=1, guidance=5.0, steps=12, computed=NODES):
             x = pipe.scheduler.step(v, t, x, return_dict=False)[0]
             continue
         start = known[-1][0]
-        along = {s: (s - start) / (k - start) for s in gap}
-        rho = sum(float(R[-1, s]) * a for s, a in along.items()) / float(R[-1, k])
-        missed = v - forecast(k)
-        if guidance > 1:
-            moved = sum(float(R[k, s]) * a for s, a in along.items())
-            clean = 1 - levels[k]
-            slope = (guidance - 1) * min(clean / KNEE, 1) / clean
-            bands = (smoothed(missed), missed - smoothed(missed))
-            missed = sum(band / max(1.0, 1 - slope * f * moved) for band, f in zip(bands, FEEDBACK, strict=True))
-        else:
-            rho *= min(1.0, (SHORT / (k - start)) ** 2)
+        rho = sum(final[s] * (s - start) / (k - start) for s in gap) / final[k]
+        missed = (v - forecast(k)) / (k - start) ** (1 / 3)
         best = forecast(k) + missed
         known.append((k, best))
         x = pipe.scheduler.step(best + rho * missed, t, x, return_dict=False)[0]
@@ -123,39 +106,101 @@ def answers_of(sampler, steps):
 @settings(max_examples=40)
 @given(st.sampled_from(sorted(SAMPLERS)), st.integers(4, 20), st.randoms(use_true_random=False))
 def test_a_gap_is_made_good_in_the_final_latent(sampler, steps, random):
-    """Without feedback: what the sampler got moves the final latent as interpolated outputs would have."""
+    """What the sampler got moves the final latent as outputs interpolated between what is kept would have."""
     computed = [0]
     while computed[-1] < steps - 1:
-        computed.append(min(computed[-1] + random.randint(1, SHORT), steps - 1))
+        computed.append(min(computed[-1] + random.randint(1, 4), steps - 1))
     answers = answers_of(sampler, steps)
-    corrector = Corrector(answers, 1.0)
+    corrector = Corrector(answers)
     outputs = torch.randn(steps, 1, 2, 4, 4, generator=torch.Generator().manual_seed(steps))
-    given_, best = [], outputs.clone()
+    given_, kept = [], {}
     for k in range(steps):
-        computes = k in computed
-        given_.append(corrector.computed(k, outputs[k]) if computes else corrector.skipped(k, outputs.device))
-        if not computes:
-            last = max(c for c in computed if c < k)
-            ahead = min(c for c in computed if c > k)
-            best[k] = torch.lerp(outputs[last], outputs[ahead], (k - last) / (ahead - last))
+        if k in computed:
+            given_.append(corrector.computed(k, outputs[k]))
+            kept[k] = corrector.tensors[0].clone()
+        else:
+            given_.append(corrector.skipped(k, outputs.device))
+    best = []
+    for k in range(steps):
+        last, ahead = max(c for c in computed if c <= k), min(c for c in computed if c >= k)
+        best.append(torch.lerp(kept[last], kept[ahead], (k - last) / max(ahead - last, 1)))
     final = answers[-1, 1:].float()
     torch.testing.assert_close(
-        torch.einsum("s,s...->...", final, torch.stack(given_)), torch.einsum("s,s...->...", final, best),
+        torch.einsum("s,s...->...", final, torch.stack(given_)),
+        torch.einsum("s,s...->...", final, torch.stack(best)),
         rtol=1e-3, atol=1e-4,
     )  # fmt: skip
 
 
-@given(st.integers(6, 40), st.floats(1.5, 12.0), st.data())
-def test_feedback_only_ever_damps(steps, guidance, data):
-    gap = data.draw(st.integers(2, steps - 1))
-    corrector = Corrector(answers_of("unipc", steps), guidance)
+@given(st.integers(2, 40))
+def test_less_of_a_miss_is_believed_the_wider_the_gap(gap):
+    corrector = Corrector(answers_of("unipc", 41))
     first = torch.zeros(1, 2, 1, 6, 6)
     corrector.computed(0, first)
     for k in range(1, gap):
         corrector.skipped(k, first.device)
     corrector.computed(gap, first + 1)
-    kept = corrector.tensors[0]
-    assert ((kept > 0) & (kept <= 1 + 1e-6)).all()
+    torch.testing.assert_close(corrector.tensors[0], first + gap**-DAMPING)
+
+
+def grows(z, share, fine=64, gaps=60, reuse=False, pay=True):
+    """Whether dx/dt = -z x, t in gaps, sampled in `fine` steps a gap, grows under the rule with a share of its own."""
+    x, nodes = 1.0, []
+    for k in range(gaps):
+        v = -z * x
+        if reuse or len(nodes) < 2:
+            nodes = [v, *nodes]
+        else:
+            forecast = 2 * nodes[0] - nodes[1]
+            missed = share * (v - forecast)
+            nodes = [forecast + missed, *nodes]
+            x += pay * missed * sum(s / fine for s in range(fine)) / fine
+        for s in range(fine):
+            x += (nodes[0] + (s / fine * (nodes[0] - nodes[1]) if k and not reuse else 0.0)) / fine
+        if abs(x) > 1e3:
+            return True
+    return abs(x) > 1
+
+
+@pytest.mark.parametrize(("share", "limit"), [(1.0, 0.5), (0.8, 1.0), (0.7, 1.35), (0.6, 1.83), (0.5, 2.5)])
+def test_damping_is_what_makes_it_stable(share, limit):
+    """The limits that the corrector's head names, and those of reuse and of extrapolation."""
+    assert not grows(0.9 * limit, share)
+    assert grows(1.15 * limit, share)
+    assert not grows(1.9, 0, reuse=True)
+    assert grows(2.1, 0, reuse=True)
+    assert not grows(0.9, 1.0, pay=False)
+    assert grows(1.1, 1.0, pay=False)
+
+
+@given(st.integers(2, 200), st.data())
+def test_the_schedule_has_its_budget_and_goes_finer_with_it(steps, data):
+    shift = data.draw(st.floats(0.5, 16.0))
+    even_levels = [1 - k / steps for k in range(steps)]
+    levels = [1000 * shift * s / (1 + (shift - 1) * s) for s in even_levels]
+    budget = data.draw(st.integers(2, steps))
+    plan = spaced(steps, budget, levels)
+    assert (plan.budget, plan.computed[0], plan.computed[-1]) == (budget, 0, steps - 1)
+    of_one = spaced(steps, budget, [level / 1000 for level in levels])
+    assert all(abs(a - b) <= 1 for a, b in zip(plan.computed, of_one.computed, strict=True)), "but for rounding"
+    if budget < steps:
+        finer = spaced(steps, budget + 1, levels).computed
+        assert all(a <= b for a, b in zip(finer, plan.computed, strict=False))
+
+
+def test_the_schedule_is_denser_near_pure_noise():
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=5.0)
+    scheduler.set_timesteps(50)
+    plan = spaced(50, 14, scheduler.timesteps.tolist())
+    even_plan = spaced(50, 14)
+    assert even_plan.computed == stepcache.core.plan.even(50, 14).computed
+    assert plan.computed[1] < even_plan.computed[1]
+    gaps = [b - a for a, b in itertools.pairwise(plan.computed)]
+    assert gaps[0] < max(gaps)
+    assert gaps[-1] < max(gaps), "and where the sampler takes long steps"
+    assert spaced(50, 14, [500.0] * 50).computed == even_plan.computed, "levels that do not fall"
+    with pytest.raises(ValueError, match="at most 50"):
+        spaced(50, 51, scheduler.timesteps.tolist())
 
 
 def test_all_steps_computed_is_the_uncached_run(pipe):
@@ -187,11 +232,11 @@ class Operations(TorchDispatchMode):
         return result
 
 
-def follow(plan, guidance=5.0, sampler="unipc", shape=(1, 16, 3, 20, 20), dtype=torch.float32):
+def follow(plan, sampler="unipc", shape=(1, 16, 3, 20, 20), dtype=torch.float32):
     """The strategy with a real sampler: yields (step, strategy, operations) after every step."""
     scheduler = SAMPLERS[sampler]()
     scheduler.set_timesteps(plan.num_steps)
-    run = Trajectory(plan.num_steps, guidance=guidance, sampler=scheduler)
+    run = Trajectory(plan.num_steps, sampler=scheduler)
     strategy = FollowHindsight(plan, run)
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
     for k in range(plan.num_steps):
@@ -237,7 +282,7 @@ def test_bf16_loses_no_more_than_rounding():
     plan = Hindsight(20).plan(50)
     runs = {}
     for dtype in (torch.float32, torch.bfloat16):
-        corrector = Corrector(answers_of("unipc", 50), 5.0)
+        corrector = Corrector(answers_of("unipc", 50))
         x = torch.randn(1, 4, 2, 8, 8, generator=torch.Generator().manual_seed(0))
         got = []
         for k in range(50):
@@ -258,7 +303,7 @@ def test_bf16_loses_no_more_than_rounding():
 def test_samplers_that_add_noise_are_forecast_and_not_corrected(make, reason):
     scheduler = make()
     scheduler.set_timesteps(12)
-    strategy = FollowHindsight(Plan(12, NODES), Trajectory(12, guidance=5.0, sampler=scheduler))
+    strategy = FollowHindsight(Plan(12, NODES), Trajectory(12, sampler=scheduler))
     outputs = torch.randn(12, 1, 4, 4)
     torch.manual_seed(5)
     before, state = torch.get_rng_state(), copy.deepcopy({k: v for k, v in vars(scheduler).items() if k != "sigmas"})
@@ -266,15 +311,14 @@ def test_samplers_that_add_noise_are_forecast_and_not_corrected(make, reason):
     assert torch.equal(torch.get_rng_state(), before), "probing draws no random numbers of others"
     assert str(state) == str({k: v for k, v in vars(scheduler).items() if k != "sigmas"})
     assert reason in strategy.warnings()[0]
-    for k in NODES:
-        assert torch.equal(got[k], outputs[k])
-    torch.testing.assert_close(got[3], outputs[2] + (outputs[2] - outputs[0]) / 2)
+    assert torch.equal(got[0], outputs[0])
+    first = outputs[0] + (outputs[2] - outputs[0]) * 2**-DAMPING
+    torch.testing.assert_close(got[3], first + (first - outputs[0]) / 2)
 
 
 @pytest.mark.parametrize(
     ("run", "says"),
     [
-        ({"guidance": None}, "guidance scale is not known"),
         ({"sampler": None}, "does not know the sampler"),
         ({"steps": 11}, "does not walk all of the sampler's steps"),
     ],
@@ -282,7 +326,7 @@ def test_samplers_that_add_noise_are_forecast_and_not_corrected(make, reason):
 def test_what_is_not_known_is_said_and_not_corrected(run, says):
     scheduler = SAMPLERS["euler"]()
     scheduler.set_timesteps(run.pop("steps", 12))
-    strategy = FollowHindsight(Plan(12, NODES), Trajectory(12, **{"guidance": 5.0, "sampler": scheduler, **run}))
+    strategy = FollowHindsight(Plan(12, NODES), Trajectory(12, **{"sampler": scheduler, **run}))
     x = torch.randn(1, 4, 4)
     assert torch.equal(strategy.guided(0, x, True, run.get("sampler", scheduler)), x)
     assert says in strategy.warnings()[0]
@@ -320,7 +364,7 @@ def test_on_cuda_it_corrects_and_waits_for_nothing_after_step_1(sampler):
     device = torch.device("cuda")
     scheduler = SAMPLERS[sampler]()
     scheduler.set_timesteps(12, device=device)
-    strategy = FollowHindsight(Plan(12, NODES), Trajectory(12, guidance=5.0, sampler=scheduler))
+    strategy = FollowHindsight(Plan(12, NODES), Trajectory(12, sampler=scheduler))
     x = torch.randn(1, 4, 2, 8, 8, device=device)
     for k in range(12):
         torch.cuda.set_sync_debug_mode("error" if k > 1 else "default")
@@ -332,7 +376,7 @@ def test_on_cuda_it_corrects_and_waits_for_nothing_after_step_1(sampler):
 
 
 def test_a_latent_that_changes_its_shape_starts_anew():
-    corrector = Corrector(answers_of("euler", 12), 5.0)
+    corrector = Corrector(answers_of("euler", 12))
     for k, size in enumerate((4, 4, 6, 6)):
         output = torch.full((1, 4, size, size), float(k))
         assert torch.equal(corrector.computed(k, output), output)
@@ -340,7 +384,7 @@ def test_a_latent_that_changes_its_shape_starts_anew():
 
 
 def test_another_transformer_takes_over():
-    corrector = Corrector(answers_of("euler", 12), 5.0)
+    corrector = Corrector(answers_of("euler", 12))
     corrector.computed(0, torch.zeros(1, 4, 4, 4))
     corrector.skipped(1, torch.device("cpu"))
     corrector.restart()
@@ -353,8 +397,8 @@ def test_a_second_sampler_in_one_step_has_a_corrector_of_its_own():
     sound, pictures = SAMPLERS["euler"](), SAMPLERS["euler"]()
     for scheduler in (sound, pictures):
         scheduler.set_timesteps(12)
-    alone = FollowHindsight(Plan(12, NODES), Trajectory(12, guidance=5.0, sampler=pictures))
-    both = FollowHindsight(Plan(12, NODES), Trajectory(12, guidance=5.0, sampler=pictures))
+    alone = FollowHindsight(Plan(12, NODES), Trajectory(12, sampler=pictures))
+    both = FollowHindsight(Plan(12, NODES), Trajectory(12, sampler=pictures))
     outputs = torch.randn(12, 1, 4, 4)
     for k in range(12):
         expected = alone.guided(k, outputs[k], k in NODES, pictures)
@@ -366,7 +410,7 @@ def test_a_second_sampler_in_one_step_has_a_corrector_of_its_own():
 def test_a_sampler_that_steps_twice_for_one_evaluation_is_left_alone():
     scheduler = SAMPLERS["euler"]()
     scheduler.set_timesteps(12)
-    strategy = FollowHindsight(Plan(12, NODES), Trajectory(12, guidance=5.0, sampler=scheduler))
+    strategy = FollowHindsight(Plan(12, NODES), Trajectory(12, sampler=scheduler))
     x = torch.randn(1, 4, 4)
     strategy.guided(0, x, True, scheduler)
     assert torch.equal(strategy.guided(0, x, True, scheduler), x)
@@ -389,7 +433,7 @@ def test_what_no_forecast_goes_with_is_refused_at_a_skipped_step(twice):
     first, other = SAMPLERS["euler"](), SAMPLERS["euler"]()
     for scheduler in (first, other):
         scheduler.set_timesteps(12)
-    strategy = FollowHindsight(Plan(12, NODES), Trajectory(12, guidance=5.0, sampler=first))
+    strategy = FollowHindsight(Plan(12, NODES), Trajectory(12, sampler=first))
     x = torch.randn(1, 4, 4)
     strategy.guided(0, x, True, first)
     strategy.guided(1, x, False, first)
@@ -401,7 +445,7 @@ def test_a_sampler_that_joins_late_has_the_rest_computed():
     first, other = SAMPLERS["euler"](), SAMPLERS["euler"]()
     for scheduler in (first, other):
         scheduler.set_timesteps(12)
-    strategy = FollowHindsight(Plan(12, NODES), Trajectory(12, guidance=5.0, sampler=first))
+    strategy = FollowHindsight(Plan(12, NODES), Trajectory(12, sampler=first))
     x = torch.randn(1, 4, 4)
     for k in range(3):
         strategy.guided(k, x, k in NODES, first)
@@ -423,6 +467,6 @@ def test_bad_settings(make, says):
         make()
 
 
-def test_it_says_even_or_planned():
-    assert str(Hindsight(20)) == "hindsight, even (budget 20)"
+def test_it_says_where_its_schedule_comes_from():
+    assert str(Hindsight(20)) == "hindsight (budget 20)"
     assert str(PlanFile(Plan(12, NODES), "hindsight")) == "hindsight, planned (budget 5)"

@@ -1,12 +1,13 @@
 """Hindsight: forecast the guided output of skipped steps, correct the latent once a computed step shows how they went.
 
 It stands at the sampler's door, so it needs to know no branch, no prompt and no rule of guidance: it sees the one
-tensor a step that the pipeline hands to its sampler. Nothing needs a calibration; one gives a better schedule
+tensor a step that the pipeline hands to its sampler. Nothing needs a calibration; one may give a better schedule
 (`stepcache plan`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +18,12 @@ from stepcache.core.strategy import Strategy
 from stepcache.core.trajectory import Boundary, Trajectory
 from stepcache.hindsight.corrector import Corrector
 from stepcache.hindsight.response import remembered
+from stepcache.hindsight.schedule import spaced
 
 
 @dataclass(frozen=True)
 class Hindsight:
-    """Hindsight on even steps. (On planned ones: a plan file with method "hindsight".)
+    """Hindsight on a schedule in noise levels. (On a planned one: a plan file with method "hindsight".)
 
     Args:
         budget: computed steps, 2 or more, first and last among them; of 2 nothing can be extrapolated.
@@ -40,16 +42,16 @@ class Hindsight:
         """It works on whole outputs."""
         return "output"
 
-    def plan(self, num_steps: int) -> Plan:
-        """Even steps of `num_steps`; ValueError if the budget is larger."""
-        return even(num_steps, self.budget)
+    def plan(self, num_steps: int, timesteps: Sequence[float] | None = None) -> Plan:
+        """The schedule for a run of these steps (`schedule.spaced`); ValueError if the budget is larger."""
+        return spaced(num_steps, self.budget, timesteps)
 
     def begin(self, run: Trajectory) -> Strategy:
-        """The schedule for the run's step count, and a corrector for its sampler."""
-        return FollowHindsight(self.plan(run.num_steps), run)
+        """The schedule for the run's noise levels, and a corrector for its sampler."""
+        return FollowHindsight(self.plan(run.num_steps, run.timesteps), run)
 
     def __str__(self) -> str:
-        return f"hindsight, even (budget {self.budget})"
+        return f"hindsight (budget {self.budget})"
 
 
 class FollowHindsight(Strategy):
@@ -93,19 +95,17 @@ class FollowHindsight(Strategy):
 
     def _corrector(self, sampler: Any) -> Corrector:
         """A corrector for the sampler; one that only forecasts where correcting is not possible, and a warning."""
-        answers, guidance = None, self._run.guidance
+        answers = None
         try:
             if sampler is None:
                 raise ValueError("the host does not know the sampler")
-            if guidance is None:
-                raise ValueError("the guidance scale is not known")
             answers = remembered(sampler)
             if len(answers) != self._run.num_steps + 1:
                 raise ValueError("the run does not walk all of the sampler's steps")
         except ValueError as error:
             answers = None
             self._warnings.append(f"steps are forecast but not corrected: {error}")
-        return Corrector(answers, guidance or 1.0, self.cache_device)
+        return Corrector(answers, self.cache_device)
 
     def handover(self) -> None:
         self.release()
