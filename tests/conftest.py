@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
+for folder in ("tools", "bench"):
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / folder))
 # A loaded machine is slow, not wrong.
 settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")

@@ -1,15 +1,10 @@
 """The rivals of bench/rivals.py predict what their papers say, seen on signals of which that is known."""
 
 import math
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bench"))
-
 from rivals import DMD, VDE, Following, Replay, hicache, spectrum, spectrum_schedule, taylor, zeus
 from tiny import sample, tiny_pipe
 

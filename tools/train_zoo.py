@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from recipes import base
+from recipes.emoji import Emoji
+from recipes.landscapes import Landscapes
+from recipes.patterns import Patterns
 from training import Run, curve
-from zoo import recipe as zoo
-from zoo.emoji import Emoji
-from zoo.landscapes import Landscapes
-from zoo.patterns import Patterns
 
 ROOT = Path(__file__).resolve().parent.parent
-RECIPES: dict[str, type[zoo.Recipe]] = {r.name: r for r in (Emoji, Landscapes, Patterns)}
+RECIPES: dict[str, type[base.Recipe]] = {r.name: r for r in (Emoji, Landscapes, Patterns)}
 
 
 def main() -> None:
@@ -37,16 +37,16 @@ def main() -> None:
     pipe = recipe.untrained()
     pipe.set_progress_bar_config(disable=True)
     pipe.transformer.to(device), pipe.vae.to(device)
-    runs = {"vae": zoo.train_vae(recipe, pipe.vae, args.work, device, args.seed)}
-    latents = zoo.encoded(recipe, pipe.vae, device)
-    runs["transformer"] = zoo.train_transformer(recipe, pipe, latents, args.work, device, args.seed)
+    runs = {"vae": base.train_vae(recipe, pipe.vae, args.work, device, args.seed)}
+    latents = base.encoded(recipe, pipe.vae, device)
+    runs["transformer"] = base.train_transformer(recipe, pipe, latents, args.work, device, args.seed)
     if recipe.settings.distil_steps:
         teacher = copy.deepcopy(pipe.transformer).requires_grad_(False)
-        runs["student"] = zoo.distil_guidance(recipe, teacher, pipe, latents, args.work, device, args.seed)
+        runs["student"] = base.distil_guidance(recipe, teacher, pipe, latents, args.work, device, args.seed)
     save(recipe, pipe, runs, args.out or ROOT / "assets" / "zoo" / args.name, args.seed, device)
 
 
-def save(recipe: zoo.Recipe, pipe: Any, runs: dict[str, Run], out: Path, seed: int, device: str) -> None:
+def save(recipe: base.Recipe, pipe: Any, runs: dict[str, Run], out: Path, seed: int, device: str) -> None:
     """The pipeline (transformer and VAE in float16), how to call it, how it was trained, and samples."""
     out.mkdir(parents=True, exist_ok=True)
     for part in (pipe.transformer, pipe.vae):
@@ -70,14 +70,14 @@ def save(recipe: zoo.Recipe, pipe: Any, runs: dict[str, Run], out: Path, seed: i
     sheet(recipe, pipe, out / "samples.png")
 
 
-def prompts(recipe: zoo.Recipe) -> dict[str, list[str]]:
+def prompts(recipe: base.Recipe) -> dict[str, list[str]]:
     """Captions that training did not see, by what they are for."""
     texts = recipe.held_out(12 + 8 + 32)
     return {"development": texts[:12], "calibration": texts[12:20], "evaluation": texts[20:]}
 
 
 @torch.no_grad()
-def sheet(recipe: zoo.Recipe, pipe: Any, path: Path) -> None:
+def sheet(recipe: base.Recipe, pipe: Any, path: Path) -> None:
     """Eight known captions above eight new ones; of clips four frames, below one another."""
     from PIL import Image
 

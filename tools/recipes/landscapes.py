@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeli
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
-from zoo.recipe import Recipe, Settings, packed, phrase_tokenizer, square_tokens
+from recipes.base import Recipe, Settings, packed, phrase_tokenizer, square_tokens
 
 EDGE = 64
 FINE = 2 * EDGE  # drawn at, and averaged

@@ -12,7 +12,7 @@ from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXP
 from torch import Tensor
 from transformers import T5Config, T5EncoderModel
 
-from zoo.recipe import Recipe, Settings, phrase_tokenizer
+from recipes.base import Recipe, Settings, phrase_tokenizer
 
 EDGE, FRAMES = 48, 9
 FINE = 2 * EDGE  # drawn at, and averaged

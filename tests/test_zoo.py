@@ -1,0 +1,134 @@
+"""The zoo: every model loads with stock diffusers and its card is there; the benchmark runs, resumes and refuses."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import subjects
+import torch
+import zoo
+from subjects import FOLDERS, Series, Setting, Subject
+
+import stepcache
+from stepcache import Hindsight, Uniform
+from stepcache.core.plan import even
+
+KINDS = {
+    "tiny-wan": ("WanPipeline", "UniPCMultistepScheduler"),
+    "emoji": ("QwenImagePipeline", "FlowMatchEulerDiscreteScheduler"),
+    "landscapes": ("FluxPipeline", "FlowMatchEulerDiscreteScheduler"),
+    "patterns": ("CogVideoXPipeline", "CogVideoXDDIMScheduler"),
+}
+SMALL = Setting(8)
+
+
+@pytest.fixture(scope="module", params=FOLDERS)
+def subject(request):
+    return Subject(request.param)
+
+
+def test_every_model_is_a_stock_pipeline_of_its_kind(subject):
+    pipe, folder = subject.pipe, FOLDERS[subject.name]
+    assert (type(pipe).__name__, type(pipe.scheduler).__name__) == KINDS[subject.name]
+    assert not [p for p in folder.rglob("*") if p.suffix in (".bin", ".pt", ".pth", ".pkl")]
+    if subject.name != "tiny-wan":
+        assert sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) <= 12 * 2**20
+        card = (folder / "README.md").read_text()
+        figures = json.loads((folder / "training.json").read_text())
+        assert all(f"{run['steps']:,}" in card for run in figures["stages"].values())
+    kinds = [set(texts) for texts in subject.prompts.values()]
+    assert sum(map(len, kinds)) == len(set.union(*kinds)), "no prompt is of two kinds"
+
+
+def test_prompts_and_guidance_matter(subject):
+    texts = subject.prompts["evaluation"][:2]
+    clips = subject.sample(texts, [1, 1], Setting(12))
+    assert clips.ndim == 5
+    assert clips.shape[-1] == 3
+    assert np.abs(clips[0] - clips[1]).mean() > 0.02, "one seed, two prompts"
+    other = subject.sample(texts, [1, 1], Setting(12, 1.5))
+    assert np.abs(clips - other).mean() > 0.003
+
+
+def test_methods_are_compared_with_the_model_s_own_run(subject):
+    series = Series(subject, SMALL, "evaluation", 2)
+    assert all(row["psnr"] > 60 for row in series.score(Uniform(8)))
+    some = series.score(Hindsight(5))
+    assert [row["computed"] for row in some] == [5, 5]
+    alone = series.score(Hindsight(5), alone=True)
+    assert [row["psnr"] for row in alone] == pytest.approx([row["psnr"] for row in some], abs=0.2)
+    whole = series.on_grid(tuple(range(8)))
+    assert all(row["psnr"] > 60 for row in whole), "the sampler on all of its own levels"
+    assert [row["computed"] for row in series.on_grid(4)] == [4, 4]
+
+
+@pytest.fixture
+def small(monkeypatch, tmp_path):
+    """The benchmark of one model, two prompts, eight steps."""
+    monkeypatch.setattr(zoo, "OWN", (SMALL,))
+    monkeypatch.setattr(zoo, "BUDGETS", {8: (5,)})
+    monkeypatch.setattr(zoo, "CALIBRATION_RUNS", 2)
+
+    def run(*flags):
+        monkeypatch.setattr(sys, "argv", ["zoo.py", "--out", str(tmp_path / "zoo.json"), "--prompts", "2", *flags])
+        zoo.main()
+        return json.loads((tmp_path / "zoo.json").read_text())
+
+    return run
+
+
+def test_the_benchmark_runs_every_method_and_resumes(small, monkeypatch, tmp_path):
+    first = small("--model", "landscapes")
+    (cell,) = first["cells"].values()
+    assert set(cell) == set(zoo.METHODS)
+    ran = {name for name, rows in cell.items() if rows}
+    assert ran >= {
+        "fewer steps",
+        "uniform reuse",
+        "VDE",
+        "DMD",
+        "hindsight",
+        "hindsight, planned",
+        "hindsight, replayed",
+    }
+    del first["cells"]["landscapes; 8 steps; 5"]["hindsight"]
+    (tmp_path / "zoo.json").write_text(json.dumps(first))
+    calls = []
+    real = Series.score
+    monkeypatch.setattr(Series, "score", lambda *a, **k: calls.append(a[1]) or real(*a, **k))
+    assert small("--model", "landscapes")["cells"]["landscapes; 8 steps; 5"]["hindsight"] == cell["hindsight"]
+    assert calls == [Hindsight(5)]
+
+
+def test_what_cannot_be_run_is_said(small, monkeypatch, tmp_path):
+    with pytest.raises(SystemExit, match=r"landscapes has \d+ evaluation prompts; 99 were asked for"):
+        small("--model", "landscapes", "--only", "uniform reuse", "--prompts", "99")
+    with pytest.raises(SystemExit, match="no method nothing"):
+        small("--only", "nothing")
+    monkeypatch.setitem(subjects.FOLDERS, "emoji", tmp_path / "gone")
+    with pytest.raises(SystemExit, match=r"train_zoo.py emoji --work"):
+        small("--model", "emoji", "--only", "uniform reuse")
+
+
+def test_an_interrupted_benchmark_keeps_what_it_has(small, monkeypatch, tmp_path):
+    def stopped(bench, budget):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(zoo.METHODS, "fewer steps", stopped)
+    with pytest.raises(SystemExit, match="the same command goes on"):
+        small("--model", "landscapes", "--only", "uniform reuse;fewer steps")
+    (cell,) = json.loads((tmp_path / "zoo.json").read_text())["cells"].values()
+    assert list(cell) == ["uniform reuse"]
+
+
+def test_a_setting_leaves_the_pipeline_as_it_was(subject):
+    before = subject.pipe.scheduler
+    with subject.as_set(Setting(8, dtype="bfloat16")):
+        assert subject.pipe.transformer.dtype == torch.bfloat16
+    assert subject.pipe.transformer.dtype == torch.float32
+    assert subject.pipe.scheduler is before
+    with stepcache.accelerate(subject.pipe, Hindsight(4)) as run:
+        subject.sample(subject.prompts["evaluation"][:1], [0], SMALL)
+    assert run.summary().warnings == ()
+    assert len(run.summary().computed) == len(even(8, 4).computed)
