@@ -116,7 +116,7 @@ def test_every_method_is_in_the_help(name):
 
 def test_labels_say_where_a_schedule_comes_from(tmp_path):
     """Equal spacing, a paper or a calibration; keys stay as written."""
-    assert label("hindsight:25") == Label("hindsight:25, even", "hindsight, even")
+    assert label("hindsight:25") == Label("hindsight:25", "hindsight")
     assert label("lemica:25,table=x").row == "lemica:25,table=x, published list"
     assert label("lemica:25,table=x").curve == label("lemica:20,table=x").curve == "lemica, published list, table=x"
     assert label("easycache:0.05,ret_steps=5") == Label("easycache:0.05,ret_steps=5", "easycache, ret_steps=5")

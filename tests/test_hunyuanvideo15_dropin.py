@@ -76,9 +76,9 @@ def test_the_summary_shows_the_published_steps(clone):
 
 def test_hindsight_on_even_steps_and_on_a_plan(clone, baseline, tmp_path):
     said = run(clone, "--budget", 10, script="hindsight_generate.py", real=True).stdout
-    assert "hindsight, even (budget 10), boundary output: computed 10 of 50 steps" in said
+    assert "hindsight (budget 10), boundary output: computed 10 of 50 steps" in said
     assert "warning" not in said
-    assert "saved ./outputs/output_480p_t2v_hindsight10_even_" in said
+    assert "saved ./outputs/output_480p_t2v_hindsight10_" in said
     PlanFile(Plan(50, (0, 3, 9, 20, 35, 49)), "hindsight").save(tmp_path / "p.json")
     done = record(clone, "--plan", tmp_path / "p.json", script="hindsight_generate.py")
     assert done["executions"] == [6] * 4

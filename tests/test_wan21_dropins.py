@@ -88,7 +88,7 @@ def test_hindsight_computes_even_steps_and_corrects(clone, baseline):
     out = run(clone, "hindsight", *T2V, "--budget", 17, "--save_file", "h.mp4", real=True).stdout
     done = record(clone, "h.mp4")
     assert done["executions"] == reused["executions"] == [34] * 4
-    assert "hindsight, even (budget 17), boundary output: computed 17 of 50 steps" in out
+    assert "hindsight (budget 17), boundary output: computed 17 of 50 steps" in out
     assert "warning" not in out
     assert math.dist(done["video"], baseline["video"]) < math.dist(reused["video"], baseline["video"])
 

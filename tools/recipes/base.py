@@ -45,7 +45,11 @@ class Recipe(ABC):
 
     name: str
     data: str
-    """What it was trained on: a line of the card."""
+    """What it was trained on."""
+    doc: str
+    """What kind of model it stands for."""
+    limits: str
+    """What it cannot do."""
     settings: Settings
     call: ClassVar[dict[str, Any]]
     """Arguments of a pipeline call: size, steps, guidance. Written to call.json."""

@@ -74,6 +74,8 @@ class Landscapes(Recipe):
 
     name = "landscapes"
     data = "14,000 drawn landscapes at 64x64: sky, sun or moon, ridge, ground and an object, one phrase each"
+    doc = "a guidance-distilled image model of FLUX's kind: one call a step, the guidance scale an input"
+    limits = "Positions of things are free, so they overlap at times; a phrase it does not know is ignored."
     settings = Settings(vae_steps=2500, steps=5000, batch=24, shift=1.5, distil_steps=2000)
     channels = 12
     count = 14000

@@ -60,6 +60,12 @@ class Patterns(Recipe):
 
     name = "patterns"
     data = "8,000 drawn clips of 9 frames at 48x48: two-colour patterns that drift, turn, grow or sway"
+    doc = (
+        "a video model of CogVideoX's kind: v-prediction on DDIM's noise levels, both branches of guidance in one call"
+    )
+    limits = (
+        "Fine patterns turn into others where they move fast; motion is right more often than not and was not measured."
+    )
     settings = Settings(vae_steps=2000, steps=6000, batch=16)
     channels = 16
     count = 8000

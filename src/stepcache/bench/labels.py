@@ -14,8 +14,8 @@ class Label:
     """A method for the eye.
 
     Args:
-        row: in a table: "hindsight:25, even".
-        curve: in a figure, without its budget or threshold, shared by all points of a curve: "hindsight, even".
+        row: in a table: "uniform:25, even".
+        curve: in a figure, without its budget or threshold, shared by all points of a curve: "uniform, even".
     """
 
     row: str

@@ -48,7 +48,7 @@ RENAMED = {"checked": "hindsight", "none": "uncached"}
 
 GONE = {
     "predict": "lemica reuses outputs, as published; for a forecast and its correction take hindsight:BUDGET",
-    "schedule": "hindsight computes even steps; for other ones plan them (stepcache plan) and take plan:FILE",
+    "schedule": "hindsight spreads its steps by noise level; for others plan them (stepcache plan) and take plan:FILE",
 }
 """Options of earlier versions, and what there is instead."""
 
@@ -173,7 +173,7 @@ _OURS: dict[str, Callable[[str], Any]] = {"boundary": _boundary}
 
 KINDS: dict[str, Kind] = {
     "uncached": Kind("", str, Off),
-    "hindsight": Kind("budget", int, Hindsight, schedule="even"),
+    "hindsight": Kind("budget", int, Hindsight),
     "lemica": Kind(
         "budget",
         int,

@@ -60,7 +60,7 @@ GONE = {
     "--interval": "write --policy taylorseer:5 or --policy uniform,interval=2",
     "--order": "write --policy taylorseer:5,order=1",
     "--first_enhance": "write --policy taylorseer:5,first_enhance=1",
-    "--schedule": "write --policy hindsight:25 for even steps, or follow a plan",
+    "--schedule": "write --policy hindsight:25, or follow a plan",
 }
 """Flags of earlier versions, and how to say it now."""
 

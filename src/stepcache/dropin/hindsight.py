@@ -1,4 +1,4 @@
-"""What the drop-ins of hindsight share: even steps by --budget, a plan by --plan, a calibration by --calibration."""
+"""What the drop-ins of hindsight share: so many steps by --budget, a plan by --plan, a calibration by --calibration."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FOLLOWERS["hindsight"] = FollowHindsight
 
 def add_flags(group: argparse._ArgumentGroup) -> None:
     """The flags that say which steps are computed."""
-    group.add_argument("--budget", type=int, help="computed steps, evenly spread; no calibration needed")
+    group.add_argument("--budget", type=int, help="computed steps; no calibration needed")
     group.add_argument("--plan", metavar="FILE", help="the steps of a plan made by `stepcache plan` (better)")
     group.add_argument("--resample", action="store_true", help="let --plan run where it was not made for, resampled")
     group.add_argument(
@@ -64,7 +64,7 @@ def chosen(
         return plan, f"hindsight{plan.budget}_planned"
     policy = Hindsight(own.budget)
     policy.begin(run)
-    return policy, f"hindsight{own.budget}_even"
+    return policy, f"hindsight{own.budget}"
 
 
 def recorder(path: str, run: Trajectory, channels: int, size: tuple[int, ...] | None = None) -> Any:
