@@ -103,9 +103,9 @@ def card(recipe: base.Recipe, pipe: Any, about: dict[str, Any]) -> str:
 
 A small trained `{type(pipe).__name__}` of the zoo (`bench/zoo.py`), not of use for anything else: {recipe.doc}.
 
-- **Made by** `python tools/train_zoo.py {recipe.name} --work outputs/{recipe.name}`, from nothing, seed {about["seed"]}, on {about["device"]}.
+- **Made by** `python tools/train_zoo.py {recipe.name} --work outputs/{recipe.name}`, from nothing.
 - **Data:** {recipe.data}.
-- **Parts:** {sizes} parameters, weights in float16; text encoder frozen at random weights; {type(pipe.scheduler).__name__}.
+- **Parts:** {sizes} parameters, in float16; text encoder at random weights; {type(pipe.scheduler).__name__}.
 - **Call:** `{call}`
 - **25 against 50 steps:** {half["mean"]} dB mean, {half["worst"]} dB worst of {half["prompts"]} prompts.
 

@@ -37,8 +37,14 @@ class Emoji(Recipe):
 
     name = "emoji"
     data = "3,650 pictures of Noto Color Emoji (SIL Open Font License) at 64x64 on white, with their Unicode names"
-    doc = "an image model of Qwen-Image's kind: latents as tokens, true guidance that is rescaled to the norm of the conditional output, Euler with a shift that depends on the size"
-    limits = "It has seen every picture some forty times and knows many by heart; names of new combinations give blends. Small details and texts are blurred."
+    doc = (
+        "an image model of Qwen-Image's kind: latents as tokens, true guidance that is rescaled to the norm of the "
+        "conditional output, Euler with a shift that depends on the size"
+    )
+    limits = (
+        "It has seen every picture some forty times and knows many by heart; names of new combinations give blends. "
+        "Small details are blurred."
+    )
     settings = Settings(vae_steps=1600, steps=6000, batch=24, shift=1.5)
     channels = 16
     empty = " "
