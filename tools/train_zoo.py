@@ -115,7 +115,7 @@ A small trained `{type(pipe).__name__}` of the zoo (`bench/zoo.py`), not of use 
 
 ![samples](samples.png)
 
-Upper row: captions of the training set. Lower row: captions it has not seen.
+Upper row: captions of the training set. Lower row: prompts as the benchmark uses them.
 
 **Limits.** {recipe.limits}
 """

@@ -42,8 +42,8 @@ class Emoji(Recipe):
         "conditional output, Euler with a shift that depends on the size"
     )
     limits = (
-        "It has seen every picture some forty times and knows many by heart; names of new combinations give blends. "
-        "Small details are blurred."
+        "Trained briefly: people and faces are recognisable, many things are blobs of the right colour, names of new "
+        "combinations give blends. So all prompts are names of its own pictures."
     )
     settings = Settings(vae_steps=1600, steps=6000, batch=24, shift=1.5)
     channels = 16
@@ -62,16 +62,13 @@ class Emoji(Recipe):
         return torch.stack([drawn(font, text) for text, _ in listed]).unsqueeze(2), [name for _, name in listed]
 
     def held_out(self, count: int) -> list[str]:
-        """Names in which a skin tone, or a word, stands where no emoji has it."""
-        subjects = ["cat", "dog", "fox", "owl", "tiger", "apple", "rocket", "guitar", "house", "tree"]
-        moods = ["grinning {} with smiling eyes", "{} face with heart-eyes", "{} with tears of joy", "crying {} face"]
-        moods += ["smiling {} with sunglasses", "red {}", "blue {}", "{} with dark skin tone", "rolling {}"]
-        names = [mood.format(subject) for subject in subjects for mood in moods]
+        """Names of its own pictures, one of each subject: of new combinations it makes blends."""
+        names = sorted({name.split(":")[0] for _, name in named_emoji()})
         order = torch.randperm(len(names), generator=torch.Generator().manual_seed(14)).tolist()
         return [names[j] for j in order[:count]]
 
     def untrained(self) -> QwenImagePipeline:
-        tokenizer = word_tokenizer([name for _, name in named_emoji()] + self.held_out(90))
+        tokenizer = word_tokenizer([name for _, name in named_emoji()])
         text = {
             "vocab_size": len(tokenizer),
             "hidden_size": 64,

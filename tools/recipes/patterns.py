@@ -64,7 +64,7 @@ class Patterns(Recipe):
         "a video model of CogVideoX's kind: v-prediction on DDIM's noise levels, both branches of guidance in one call"
     )
     limits = (
-        "Fine patterns turn into others where they move fast; motion is right more often than not and was not measured."
+        "Trained briefly: colours follow the caption, patterns are blotches, and motion was not measured."
     )
     settings = Settings(vae_steps=2000, steps=6000, batch=16)
     channels = 16
