@@ -63,9 +63,7 @@ class Patterns(Recipe):
     doc = (
         "a video model of CogVideoX's kind: v-prediction on DDIM's noise levels, both branches of guidance in one call"
     )
-    limits = (
-        "Trained briefly: colours follow the caption, patterns are blotches, and motion was not measured."
-    )
+    limits = "Trained briefly: colours follow the caption, patterns are blotches, and motion was not measured."
     settings = Settings(vae_steps=2000, steps=6000, batch=16)
     channels = 16
     count = 8000

@@ -1,4 +1,4 @@
-"""Forecast: the guided output of a skipped step, as a sum of those of the last computed steps."""
+"""Forecast: the guided output of a skipped step, from those of the last two computed steps."""
 
 from __future__ import annotations
 
@@ -6,14 +6,22 @@ Row = tuple[float, ...]
 """Coefficients over the computed outputs, newest first."""
 
 
+def reach(step: int, nodes: list[int]) -> float:
+    """How far ahead of the newest computed step, in units of the gap before it, the line through both is followed.
+
+    Never farther than it was measured over: twice as far, an error of the slope counts twice.
+    """
+    if len(nodes) < 2:
+        return 0.0
+    return min(step - nodes[0], nodes[0] - nodes[1]) / (nodes[0] - nodes[1])
+
+
 def order_one(step: int, nodes: list[int]) -> Row:
-    """Weights that extrapolate linearly to `step` through the last two computed steps; of one alone, reuse.
+    """Weights of the forecast over the last two computed outputs; of one alone, reuse.
 
     Args:
         step: the step that is forecast.
         nodes: computed steps before it, newest first, at least one.
     """
-    if len(nodes) < 2:
-        return (1.0,)
-    along = (step - nodes[0]) / (nodes[0] - nodes[1])
-    return (1 + along, -along)
+    along = reach(step, nodes)
+    return (1 + along, -along) if len(nodes) > 1 else (1.0,)

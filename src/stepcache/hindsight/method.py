@@ -18,7 +18,7 @@ from stepcache.core.strategy import Strategy
 from stepcache.core.trajectory import Boundary, Trajectory
 from stepcache.hindsight.corrector import Corrector
 from stepcache.hindsight.response import remembered
-from stepcache.hindsight.schedule import spaced
+from stepcache.hindsight.schedule import noise_levels_of, spaced
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,13 @@ class Hindsight:
         """It works on whole outputs."""
         return "output"
 
-    def plan(self, num_steps: int, timesteps: Sequence[float] | None = None) -> Plan:
-        """The schedule for a run of these steps (`schedule.spaced`); ValueError if the budget is larger."""
-        return spaced(num_steps, self.budget, timesteps)
+    def plan(self, num_steps: int, levels: Sequence[float] | None = None) -> Plan:
+        """The schedule for a run of these noise levels (`schedule.spaced`); ValueError if the budget is larger."""
+        return spaced(num_steps, self.budget, levels)
 
     def begin(self, run: Trajectory) -> Strategy:
         """The schedule for the run's noise levels, and a corrector for its sampler."""
-        return FollowHindsight(self.plan(run.num_steps, run.timesteps), run)
+        return FollowHindsight(self.plan(run.num_steps, noise_levels_of(run)), run)
 
     def __str__(self) -> str:
         return f"hindsight (budget {self.budget})"

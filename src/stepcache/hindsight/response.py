@@ -89,16 +89,3 @@ def on_cpu(sampler: Any) -> Any:
             moved = [v.cpu() if isinstance(v, torch.Tensor) else v for v in value]
             setattr(sampler, name, type(value)(moved))
     return sampler
-
-
-def noise_levels(answers: torch.Tensor) -> list[float] | None:
-    """Noise levels sigma_0..sigma_S of a flow-matching run, in [0, 1], read off its response; `None` for other runs.
-
-    An output that stays the same moves a latent of flow matching by the difference of the noise levels, and the last
-    level is 0: sigma_k = sum_s R[k, s] - sum_s R[S, s]. Other parametrisations shrink x_0 on the way.
-    """
-    if not torch.allclose(answers[:, 0], torch.ones_like(answers[:, 0]), atol=1e-3):
-        return None
-    moved = answers[:, 1:].sum(1)
-    levels = (moved - moved[-1]).tolist()
-    return levels if all(-1e-6 <= b <= a + 1e-6 for a, b in zip([1.001, *levels], levels, strict=False)) else None

@@ -34,6 +34,7 @@ from stepcache.core.strategy import Call, Strategy
 from stepcache.core.trajectory import Boundary, Trajectory
 from stepcache.files import parse_document, read_text, write_atomically
 from stepcache.hindsight.response import remembered
+from stepcache.hindsight.schedule import noise_levels_of
 from stepcache.planning.plan_file import math_close
 
 CALIBRATION_SCHEMA, CALIBRATION_VERSION = "stepcache.calibration", 2
@@ -82,6 +83,7 @@ class Calibration:
         num_steps: S.
         model, scheduler, shift, guidance, timesteps: what was run; the key of all plans made from it.
         branches: names of those that magnitudes and rates are known of.
+        levels: noise levels of the steps, in [0, 1]; empty where they are not known.
         response: float64 (S + 1, S + 1): row k is the latent x_k over (x_0, v_0, ..., v_(S-1)).
         size: shape of the latent, batch dimension left out.
         runs: one a prompt and seed.
@@ -100,6 +102,7 @@ class Calibration:
     response: np.ndarray
     size: tuple[int, ...]
     runs: tuple[CalibratedRun, ...] = ()
+    levels: tuple[float, ...] = ()
     about: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -181,7 +184,7 @@ class Calibration:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write as JSON (matrices as base64 of little-endian float64, upper triangles only), whole or not at all."""
-        names = ("num_steps", "model", "scheduler", "shift", "guidance", "timesteps", "branches", "size")
+        names = ("num_steps", "model", "scheduler", "shift", "guidance", "timesteps", "levels", "branches", "size")
         document: dict[str, Any] = {"schema": CALIBRATION_SCHEMA, "version": CALIBRATION_VERSION}
         document |= {name: getattr(self, name) for name in names} | {"about": self.about}
         document["response"] = _pack(self.response)
@@ -225,7 +228,7 @@ class Calibration:
         runs = tuple(_run_from(entry, steps, branches) for entry in data.pop("runs"))
         response = _unpack(data.pop("response"), (steps + 1) ** 2).reshape(steps + 1, steps + 1)
         data |= {"branches": branches, "timesteps": tuple(map(float, data["timesteps"]))}
-        data |= {"size": tuple(map(int, data["size"]))}
+        data |= {"size": tuple(map(int, data["size"])), "levels": tuple(map(float, data["levels"]))}
         return cls(**data, response=response, runs=runs)
 
 
@@ -436,6 +439,7 @@ class _Recording(Strategy):
             branches=tuple(self._magnitude),
             response=self._response,
             size=tuple(self._shape[1:] if self._recorder.channels else self._shape),
+            levels=tuple(noise_levels_of(run) or ()),
             runs=tuple(self._of_sample(i, prompt, seed) for i, (prompt, seed) in enumerate(pairs)),
         ).verified()
 

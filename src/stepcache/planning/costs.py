@@ -12,11 +12,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
-import torch
 
 from stepcache.core.plan import Plan
 from stepcache.hindsight.forecast import order_one
-from stepcache.hindsight.response import noise_levels
 from stepcache.methods.magcache import MagCache, Ratios
 from stepcache.planning.calibration import Calibration, quadratic
 from stepcache.planning.paths import Edges, Objective, best_path, best_path_with_memory
@@ -159,8 +157,7 @@ def gap_costs(
     steps = calibration.num_steps
     longest = min(longest, steps - 1)
     if sensitivity is None:
-        levels = noise_levels(torch.from_numpy(calibration.response))
-        sensitivity = [1.0] * steps if levels is None else [math.sqrt(max(level, 0.0)) for level in levels[:-1]]
+        sensitivity = [math.sqrt(max(level, 0.0)) for level in calibration.levels or [1.0] * steps]
     effect = calibration.influence * np.asarray(sensitivity, float)
     guided = calibration.grams
     norms = calibration.final_norms

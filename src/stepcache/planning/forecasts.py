@@ -55,7 +55,7 @@ def psnr_of(calibration: Calibration, error: float) -> float | None:
     for run in calibration.runs:
         alone = replace(calibration, runs=(run,))
         for budget, _, psnr in run.anchors:
-            plan = PlanFile(Hindsight(budget).plan(calibration.num_steps), "hindsight")
+            plan = PlanFile(Hindsight(budget).plan(calibration.num_steps, calibration.levels or None), "hindsight")
             found.append(psnr + 20 * math.log10(float(plan_error(alone, plan)[0]) / error))
     return float(np.mean(found)) if found else None
 
