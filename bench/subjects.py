@@ -102,13 +102,14 @@ class Subject:
         """The pipeline with the setting's sampler and precision."""
         own, make = self._sampler, SAMPLERS.get(setting.sampler or "")
         self.pipe.scheduler = make(own.config) if make else own
-        dtype = getattr(torch, setting.dtype)
-        self.pipe.transformer.to(dtype)
+        if setting.dtype != "float32":
+            self.pipe.transformer.to(getattr(torch, setting.dtype))
         try:
             yield
         finally:
             self.pipe.scheduler = own
-            self.pipe.transformer.float()
+            if setting.dtype != "float32":
+                self.pipe.transformer.float()
 
 
 @dataclass

@@ -12,7 +12,9 @@ from conftest import near
 from forkserver import run_script, torchrun
 
 from stepcache import Plan, PlanFile
+from stepcache.commands.main import main
 from stepcache.methods.lemica_schedules import SCHEDULES
+from stepcache.planning.calibration import Calibration
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = (
@@ -87,6 +89,17 @@ def test_hindsight_on_even_steps_and_on_a_plan(clone, baseline, tmp_path):
     assert all_steps["video"] == near(baseline["video"], 1e-6)
 
 
+def test_calibrate_with_upstream_s_batched_guidance_and_follow_the_plan(clone, tmp_path, capsys):
+    path, plan = tmp_path / "c.json", tmp_path / "p.json"
+    done = record(clone, "--calibration", path, "--seed", 1, script="hindsight_generate.py")
+    assert done["executions"] == [50] * 4
+    (found,) = Calibration.load(path).runs
+    assert found.mismatch < 1e-3
+    assert main(["plan", "--calibration", str(path), "--budget", "12", "--out", str(plan)]) == 0
+    capsys.readouterr()
+    assert record(clone, "--plan", plan, script="hindsight_generate.py")["executions"] == [12] * 4
+
+
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
@@ -96,7 +109,6 @@ def test_hindsight_on_even_steps_and_on_a_plan(clone, baseline, tmp_path):
         (("--budget", 10, "--plan", "none.json"), "exclude each other"),
         (("--budget", 10, "--enable_cache", "true"), "--enable_cache is for upstream's own caches"),
         (("--resample",), "--resample has no effect without --plan"),
-        (("--calibration", "c.json"), "cannot tell apart"),
         (("--budget", 10, "--enable_step_distill", "true"), "no steps to spare"),
     ],
 )

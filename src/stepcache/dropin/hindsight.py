@@ -32,16 +32,10 @@ def add_flags(group: argparse._ArgumentGroup) -> None:
 def chosen(
     own: argparse.Namespace, run: Trajectory, channels: int, size: tuple[int, ...] | None = None
 ) -> tuple[Policy | None, str]:
-    """The policy and a tag for file names, checked against the run before anything is loaded.
+    """The policy and a tag for file names, checked before anything is loaded; ValueError, FileNotFoundError.
 
-    Args:
-        own: our flags.
-        run: what is known of it.
-        channels: which dimension of the latents the channels are: 1 behind a batch dimension, 0 without one.
-        size: shape of the latent without a batch dimension, if it is known beforehand.
-
-    Raises:
-        ValueError, FileNotFoundError: what was asked for cannot be done.
+    `channels`: which dimension of the latents the channels are, 1 behind a batch dimension, 0 without one; `size`: the
+    latent's shape without a batch dimension, if it is known beforehand.
     """
     asked = [name for name in ("budget", "plan", "calibration") if getattr(own, name) is not None]
     if len(asked) > 1:
@@ -92,8 +86,8 @@ def finish(record: Any, path: str, prompt: str, seed: int) -> None:
         found = _calibration().added(path, record.finish((prompt, seed)))
     except (ValueError, OSError) as error:
         fail(str(error))
-    print(f"{path} holds {len(found.runs)} run(s); plan with:")
-    print(f"  stepcache plan --calibration {path} --budget 20 --out plan.json")
+    plan = f"stepcache plan --calibration {path} --budget 20 --out plan.json"
+    print(f"{path} holds {len(found.runs)} run(s); plan with:\n  {plan}")
 
 
 def _calibration() -> Any:

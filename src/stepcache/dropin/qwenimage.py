@@ -26,12 +26,7 @@ def parser(program: str, description: str) -> argparse.ArgumentParser:
         prog=program, description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = flags.add_argument
-    add(
-        "--model",
-        default="Qwen/Qwen-Image",
-        metavar="DIR_OR_ID",
-        help="Qwen/Qwen-Image, Qwen/Qwen-Image-2512 or a folder",
-    )
+    add("--model", default="Qwen/Qwen-Image", metavar="DIR_OR_ID", help="or Qwen/Qwen-Image-2512, or a folder")
     add("--prompt", required=True)
     add("--negative_prompt", default=" ", help="guidance needs one; a blank is the authors' default")
     add("--seed", type=int, default=0)
@@ -113,8 +108,7 @@ def launch(flags: argparse.ArgumentParser, choose: Choose, words: dict[str, str]
         if Path(args.output).suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
             raise ValueError(f"--output is {args.output!r}; expected a name ending in .png, .jpg or .webp.")
         args.output = checked_file(args.output)
-        device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        pipe = load(args.model, device, args.offload)
+        pipe = load(args.model, args.device or ("cuda" if torch.cuda.is_available() else "cpu"), args.offload)
         print(generate(pipe, args, policy))
     except (ValueError, OSError, ImportError) as error:
         fail(str(error), words)

@@ -1,36 +1,30 @@
 """The corrector: once a computed step shows how the skipped ones before it went, bring the latent where it should be.
 
-Between the computed steps k1 and k the sampler was given forecasts f_s. With the output of k known, interpolation
-i_s = v_k1 + (s - k1) / (k - k1) (v_k - v_k1) would have been right there. Samplers are linear in the outputs
+At the skipped steps s between the computed k1 and k the sampler was given forecasts f_s. With the output of k known,
+interpolation i_s between v_k1 and v_k would have been right. Samplers are linear in the outputs
 (`hindsight.response`); g_s is what one unit of output s moves the final latent by. So all of the gap is made good by
 giving the sampler v_k + sum over the gap of g_s (i_s - f_s) / g_k at step k.
 
-The output of k was evaluated at the uncorrected latent, and later forecasts are made of it: a predictor-corrector
-without a second evaluation, in the manner of UniPC (arXiv 2302.04867). Such schemes swing where the output answers
-strongly to the latent, as it does under guidance (DC-Solver, 2409.03755): on the test equation dx/dt = -z x, t in gaps,
-this one is stable up to z = 0.5. So only a share of what the forecast missed is believed, in the latent and in what
-later forecasts are made of,
+The output of k was evaluated at the uncorrected latent: a predictor-corrector without a second evaluation, as UniPC's
+(arXiv 2302.04867). Such schemes swing where the output answers strongly to the latent, as under guidance (DC-Solver,
+2409.03755). So only a share of what the forecast missed is believed, v_k = f_k + share (output of k - f_k). On
+dx/dt = -z x, t in gaps, that is stable up to z = 0.5, 1.0, 1.8, 2.5 for shares 1, 0.8, 0.6, 0.5; reuse is up to 2 and
+extrapolation up to 1 (tests/test_hindsight.py). How stiff a model is shows in the misses M: where forecasts lag, one
+points where the last did; where they swing, it turns round. The share of a sample is, averaged with the one before,
 
-    v_k = f_k + share (output of k - f_k),
+    |M + M'| / (|M| + |M'|), M' being the miss before:
 
-which is stable up to z = 0.7, 1.0, 1.4, 1.8, 2.5 for shares 0.9, 0.8, 0.7, 0.6, 0.5 (tests/test_hindsight.py); reuse is
-up to 2 and extrapolation up to 1. How stiff a model is shows in the misses M: where forecasts lag behind, one points
-where the last did; where they swing, they turn round. So the share is, sample by sample,
-
-    |M + M'| / (|M| + |M'|), M' the miss before, averaged with the former share: MEMORY of that, starting at START.
-
-In one dimension that is the adaptive response rate of Trigg and Leach (1967), and share and slope are an alpha-beta
-filter. No model, guidance scale or noise level enters.
+in one dimension the adaptive response rate of Trigg and Leach (1967), and the rule an alpha-beta filter.
 """
 
 from __future__ import annotations
 
 import torch
 
-from stepcache.core.tensors import weighted
-from stepcache.hindsight.forecast import order_one, reach
+from stepcache.hindsight.forecast import reach
 
 MEMORY, START = 0.7, 0.7
+"""Weight of the former share in the average, and the first share."""
 
 
 class Corrector:
@@ -83,10 +77,13 @@ class Corrector:
         return output if correction is None else output + correction
 
     def _forecast(self, step: int, device: torch.device) -> torch.Tensor:
-        return weighted(order_one(step, [node for node, _ in self._nodes]), self._outputs(device))
+        newest, moved = self._line(device)
+        return torch.add(newest, moved, alpha=reach(step, [node for node, _ in self._nodes]))
 
-    def _outputs(self, device: torch.device) -> list[torch.Tensor]:
-        return [output.to(device, non_blocking=True) for _, output in self._nodes]
+    def _line(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """The newest output, and what it moved by since the one before: by nothing, if there is none."""
+        outputs = [output.to(device, non_blocking=True) for _, output in self._nodes]
+        return outputs[0], outputs[0] - outputs[-1]
 
     def _held(self, x: torch.Tensor) -> torch.Tensor:
         return x if self._device is None else x.to(self._device, non_blocking=True)
@@ -105,12 +102,11 @@ class Corrector:
         """Sum over the gap that ends at `step` of g_s (i_s - f_s) / g_k; `None` where the sampler is not known."""
         if self._final is None or not self._final[step]:
             return None
-        nodes, outputs = [node for node, _ in self._nodes], self._outputs(output.device)
+        nodes = [node for node, _ in self._nodes]
         moves = [(self._final[s] / self._final[step], s) for s in self._skipped]
         inward = sum(move * (s - nodes[0]) / (step - nodes[0]) for move, s in moves)
-        onward = sum(move * reach(s, nodes) for move, s in moves)
-        correction = (output - outputs[0]) * inward
-        return correction if len(nodes) < 2 else correction.sub_(outputs[0] - outputs[1], alpha=onward)
+        newest, moved = self._line(output.device)
+        return torch.mul(output - newest, inward).sub_(moved, alpha=sum(move * reach(s, nodes) for move, s in moves))
 
 
 def _size(x: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -32,18 +32,14 @@ class Hindsight:
         ValueError: a budget below 2.
     """
 
+    boundary: ClassVar[Boundary] = "output"
     budget: int = 25
 
     def __post_init__(self) -> None:
         even(max(self.budget, 2), self.budget)
 
-    @property
-    def boundary(self) -> Boundary:
-        """It works on whole outputs."""
-        return "output"
-
     def plan(self, num_steps: int, levels: Sequence[float] | None = None) -> Plan:
-        """The schedule for a run of these noise levels (`schedule.spaced`); ValueError if the budget is larger."""
+        """The schedule for a run of these noise levels, see `schedule.spaced`."""
         return spaced(num_steps, self.budget, levels)
 
     def begin(self, run: Trajectory) -> Strategy:
@@ -107,15 +103,11 @@ class FollowHindsight(Strategy):
             self._warnings.append(f"steps are forecast but not corrected: {error}")
         return Corrector(answers, self.cache_device)
 
-    def handover(self) -> None:
-        self.release()
-
-    def reshaped(self) -> None:
-        self.release()
-
     def release(self) -> None:
         for corrector in self._correctors.values():
             corrector.restart()
+
+    handover = reshaped = release
 
     def warnings(self) -> tuple[str, ...]:
         return (*self._warnings, *filter(None, (self._lost,)))

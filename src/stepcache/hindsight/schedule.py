@@ -22,15 +22,9 @@ CLEAN, NOISY = 0.03, 0.5
 
 
 def spaced(num_steps: int, budget: int, levels: Sequence[float] | None = None) -> Plan:
-    """The schedule of `budget` computed steps, first and last among them.
+    """The schedule of `budget` computed steps, 2 or more, first and last among them; ValueError if it does not fit.
 
-    Args:
-        num_steps: of the run.
-        budget: computed steps, 2 or more.
-        levels: noise levels of the steps, falling, in [0, 1]; `None`: they are not known, and steps are even.
-
-    Raises:
-        ValueError: a budget below 2, or above the step count.
+    `levels`: noise levels of the steps, falling, in [0, 1]; `None`: they are not known, and steps are even.
     """
     plan = even(num_steps, budget)
     if levels is None or len(levels) != num_steps:
@@ -38,9 +32,12 @@ def spaced(num_steps: int, budget: int, levels: Sequence[float] | None = None) -
     places = [math.log((1 - level + CLEAN) / (level + NOISY)) for level in levels]
     if places[-1] <= places[0] or any(b < a for a, b in itertools.pairwise(places)):
         return plan
-    wanted = [places[0] + (places[-1] - places[0]) * i / (budget - 1) for i in range(budget)]
-    computed = spread([_crossing(places, place) for place in wanted], num_steps)
-    return Plan(num_steps, _steadied(computed))
+    gap, wanted, k = (places[-1] - places[0]) / (budget - 1), [0.0], 0
+    while len(wanted) < budget - 1:  # where the line through `places` comes to the next place
+        while places[k + 1] < (place := places[0] + gap * len(wanted)):
+            k += 1
+        wanted.append(k + (place - places[k]) / (places[k + 1] - places[k]))
+    return Plan(num_steps, _steadied(spread([*wanted, num_steps - 1.0], num_steps)))
 
 
 def noise_levels_of(run: Trajectory) -> list[float] | None:
@@ -58,17 +55,9 @@ def noise_levels_of(run: Trajectory) -> list[float] | None:
     return [(noise := math.sqrt(max(1 - a * a, 0.0))) / (a + noise) for a in shares]
 
 
-def _crossing(places: list[float], wanted: float) -> float:
-    """Where the rising line through `places` comes to `wanted`."""
-    k = next((k for k in range(1, len(places) - 1) if places[k] >= wanted), len(places) - 1)
-    rise = places[k] - places[k - 1]  # 0 where whole timesteps repeat
-    return k - 1 + (min(max((wanted - places[k - 1]) / rise, 0.0), 1.0) if rise else 1.0)
-
-
 def _steadied(computed: tuple[int, ...]) -> tuple[int, ...]:
     """The same gaps, growing up to the widest and shrinking from there: rounding leaves them to waver."""
     gaps = [b - a for a, b in itertools.pairwise(computed)]
     around = [sum(gaps[max(0, i - 1) : i + 2]) for i in range(len(gaps))]
     widest = around.index(max(around)) + 1
-    steady = sorted(gaps[:widest]) + sorted(gaps[widest:], reverse=True)
-    return tuple(itertools.accumulate(steady, initial=0))
+    return tuple(itertools.accumulate([*sorted(gaps[:widest]), *sorted(gaps[widest:])[::-1]], initial=0))
