@@ -14,7 +14,7 @@ import numpy as np
 
 from stepcache.commands.flags import Flags
 from stepcache.files import check_writable, read_text
-from stepcache.hindsight.forecast import order_one
+from stepcache.hindsight.corrector import order_one
 from stepcache.measure.drawing import LINE, colour, drawing, save
 from stepcache.planning.calibrate import describe
 from stepcache.planning.calibration import CALIBRATION_SCHEMA, Calibration

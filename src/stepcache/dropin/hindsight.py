@@ -34,8 +34,7 @@ def chosen(
 ) -> tuple[Policy | None, str]:
     """The policy and a tag for file names, checked before anything is loaded; ValueError, FileNotFoundError.
 
-    `channels`: which dimension of the latents the channels are, 1 behind a batch dimension, 0 without one; `size`: the
-    latent's shape without a batch dimension, if it is known beforehand.
+    `channels`: the dimension of the latents that they are, 1 behind a batch dimension or 0; `size`: the latent's.
     """
     asked = [name for name in ("budget", "plan", "calibration") if getattr(own, name) is not None]
     if len(asked) > 1:
@@ -91,7 +90,6 @@ def finish(record: Any, path: str, prompt: str, seed: int) -> None:
 
 
 def _calibration() -> Any:
-    """The package's module; ValueError if it is not installed."""
     try:
         from stepcache.planning import calibration
     except ImportError as error:

@@ -1,28 +1,24 @@
-"""The corrector: once a computed step shows how the skipped ones before it went, bring the latent where it should be.
+"""Forecasts; and once a computed step shows how the skipped ones before it went, bring the latent where it should be.
 
-At the skipped steps s between the computed k1 and k the sampler was given forecasts f_s. With the output of k known,
-interpolation i_s between v_k1 and v_k would have been right. Samplers are linear in the outputs
-(`hindsight.response`); g_s is what one unit of output s moves the final latent by. So all of the gap is made good by
-giving the sampler v_k + sum over the gap of g_s (i_s - f_s) / g_k at step k.
+At the skipped steps s between the computed k1 and k the sampler was given forecasts f_s; with the output of k known,
+interpolation i_s would have been right. Samplers are linear in the outputs (`hindsight.response`); g_s is what one unit
+of output s moves the final latent by. So the gap is made good by giving the sampler v_k + sum of g_s (i_s - f_s) / g_k.
 
 The output of k was evaluated at the uncorrected latent: a predictor-corrector without a second evaluation, as UniPC's
 (arXiv 2302.04867). Such schemes swing where the output answers strongly to the latent, as under guidance (DC-Solver,
 2409.03755). So only a share of what the forecast missed is believed, v_k = f_k + share (output of k - f_k). On
-dx/dt = -z x, t in gaps, that is stable up to z = 0.5, 1.0, 1.8, 2.5 for shares 1, 0.8, 0.6, 0.5; reuse is up to 2 and
-extrapolation up to 1 (tests/test_hindsight.py). How stiff a model is shows in the misses M: where forecasts lag, one
-points where the last did; where they swing, it turns round. The share of a sample is, averaged with the one before,
-
-    |M + M'| / (|M| + |M'|), M' being the miss before:
-
-in one dimension the adaptive response rate of Trigg and Leach (1967), and the rule an alpha-beta filter.
+dx/dt = -z x, t in gaps, that is stable up to z = 0.5, 1.0, 1.8, 2.5 for shares 1, 0.8, 0.6, 0.5 (reuse: 2). How stiff a
+model is shows in the misses M: where forecasts lag, one points where the last did; where they swing, it turns round.
+The share of a sample is |M + M'| / (|M| + |M'|), M' being the miss before, averaged with the former share: in one
+dimension the adaptive response rate of Trigg and Leach (1967), and the rule an alpha-beta filter.
 """
 
 from __future__ import annotations
 
 import torch
 
-from stepcache.hindsight.forecast import reach
-
+Row = tuple[float, ...]
+"""Coefficients over the computed outputs, newest first."""
 MEMORY, START = 0.7, 0.7
 """Weight of the former share in the average, and the first share."""
 
@@ -30,9 +26,8 @@ MEMORY, START = 0.7, 0.7
 class Corrector:
     """The guided outputs of one run at one sampler: forecasts, and corrections at computed steps. Float32 throughout.
 
-    Args:
-        answers: the sampler's response, float64 (S + 1, S + 1); `None`: forecast without correcting the latent.
-        device: where tensors are held between steps; default: where they were made.
+    `answers`: the sampler's response, float64 (S + 1, S + 1); `None`: the latent is not corrected.
+    `device`: where tensors are held between steps; default: where they were made.
     """
 
     def __init__(self, answers: torch.Tensor | None, device: torch.device | str | None = None) -> None:
@@ -81,9 +76,8 @@ class Corrector:
         return torch.add(newest, moved, alpha=reach(step, [node for node, _ in self._nodes]))
 
     def _line(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """The newest output, and what it moved by since the one before: by nothing, if there is none."""
         outputs = [output.to(device, non_blocking=True) for _, output in self._nodes]
-        return outputs[0], outputs[0] - outputs[-1]
+        return outputs[0], outputs[0] - outputs[-1]  # of one alone: moved by nothing
 
     def _held(self, x: torch.Tensor) -> torch.Tensor:
         return x if self._device is None else x.to(self._device, non_blocking=True)
@@ -94,7 +88,8 @@ class Corrector:
             self._share = torch.full((len(missed),), START, device=missed.device)
         else:
             before = self._missed.to(missed.device, non_blocking=True)
-            agreed = _size(missed + before) / (_size(missed) + _size(before)).clamp_min(torch.finfo(missed.dtype).tiny)
+            size, former, both = (x.flatten(1).norm(dim=1) for x in (missed, before, missed + before))
+            agreed = both / (size + former).clamp_min(torch.finfo(missed.dtype).tiny)
             self._share = MEMORY * self._share + (1 - MEMORY) * agreed
         return self._share.view(-1, *[1] * (missed.ndim - 1))
 
@@ -109,6 +104,19 @@ class Corrector:
         return torch.mul(output - newest, inward).sub_(moved, alpha=sum(move * reach(s, nodes) for move, s in moves))
 
 
-def _size(x: torch.Tensor) -> torch.Tensor:
-    """(samples,): the norm of each."""
-    return x.flatten(1).norm(dim=1) if x.ndim > 1 else x.abs()
+def reach(step: int, nodes: list[int]) -> float:
+    """How far the line through the last two computed steps is followed, in gaps: no farther than it was measured."""
+    if len(nodes) < 2:
+        return 0.0
+    return min(step - nodes[0], nodes[0] - nodes[1]) / (nodes[0] - nodes[1])
+
+
+def order_one(step: int, nodes: list[int]) -> Row:
+    """Weights of the forecast over the last two computed outputs; of one alone, reuse.
+
+    Args:
+        step: the step that is forecast.
+        nodes: computed steps before it, newest first, at least one.
+    """
+    along = reach(step, nodes)
+    return (1 + along, -along) if len(nodes) > 1 else (1.0,)

@@ -41,12 +41,10 @@ def spaced(num_steps: int, budget: int, levels: Sequence[float] | None = None) -
 
 
 def noise_levels_of(run: Trajectory) -> list[float] | None:
-    """Noise levels sigma of a run's steps, x = (1 - sigma) x_0 + sigma n but for a factor; `None`: not known.
-
-    Flow matching has timesteps 1000 sigma; other schedulers say by `alphas_cumprod` what a timestep means.
-    """
+    """Noise levels sigma of a run's steps, x = (1 - sigma) x_0 + sigma n but for a factor; `None`: not known."""
     if not run.timesteps:
         return None
+    # Flow matching has timesteps 1000 sigma; other schedulers say by `alphas_cumprod` what a timestep means.
     clean, config = getattr(run.sampler, "alphas_cumprod", None), getattr(run.sampler, "config", {})
     if clean is None or config.get("use_flow_sigmas"):
         levels = [t / 1000 for t in run.timesteps]

@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from stepcache.core.plan import Plan
-from stepcache.hindsight.forecast import order_one
+from stepcache.hindsight.corrector import order_one
 from stepcache.methods.magcache import MagCache, Ratios
 from stepcache.planning.calibration import Calibration, quadratic
 from stepcache.planning.paths import Edges, Objective, best_path, best_path_with_memory
