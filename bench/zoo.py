@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pages import draw, page
 from rivals import DMD, VDE, Following, Replay, hicache, spectrum, spectrum_schedule, taylor, zeus
 from subjects import FOLDERS, ROOT, Series, Setting, Subject
 from tqdm import tqdm
@@ -37,15 +38,13 @@ from stepcache.core.plan import even
 from stepcache.files import check_writable, write_atomically
 from stepcache.planning.calibration import Calibration
 from stepcache.planning.costs import gram_edges, magcache_ratios, plan_hindsight, plan_lemica, plan_magcache
+from stepcache.planning.replay import MeasuredEdges
 
 OUT = ROOT / "bench" / "zoo.json"
 BUDGETS = {50: (25, 20, 14, 10), 28: (14, 10)}
 OWN = (Setting(50), Setting(28))
 MORE = {"tiny-wan": (Setting(50, 4.0), Setting(50, 7.0), Setting(50, sampler="euler"), Setting(50, sampler="dpm++"))}
 CALIBRATION_RUNS = 8
-PLENTY = 24
-"""Calibrated prompts that a threshold or a setting is tuned on: the first eight; evaluation prompts: `--prompts`."""
-
 Rows = list[dict[str, float]]
 """Computed steps and PSNR, one a prompt; empty where a method has no such run."""
 
@@ -73,6 +72,13 @@ class Bench:
     def calibration(self) -> Calibration:
         """Uncached runs of the tuning prompts."""
         return self.tuning.calibration()
+
+    @property
+    def edges(self) -> MeasuredEdges:
+        """LeMiCa's graph, measured on this model (by `stepcache plan --method lemica --edges replay`); ValueError."""
+        found = MeasuredEdges.load(Path(__file__).parent / "edges-output.json")
+        found.check(self.calibration)
+        return found
 
     @property
     def steps(self) -> int:
@@ -160,6 +166,7 @@ METHODS: dict[str, Method] = {
     "uniform reuse": on(lambda b, n: Uniform(n)),
     "LeMiCa, published list": on(lambda b, n: LeMiCa(n).plan("wan2.1-t2v-1.3B", b.steps)),
     "LeMiCa, closed form": on(lambda b, n: plan_lemica(b.calibration, n, gram_edges(b.calibration)).plan),
+    "LeMiCa, measured edges": on(lambda b, n: plan_lemica(b.calibration, n, b.edges.mean()).plan),
     "MagCache": Bench.magcache,
     "EasyCache": Bench.easycache,
     "extrapolation, order 1": on(lambda b, n: taylor(even(b.steps, n), 1)),
@@ -232,9 +239,14 @@ def main() -> None:
     parser.add_argument("--only", help="methods, separated by semicolons")
     parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--pages", action="store_true", help="write docs/results.md from --out, run nothing")
     args = parser.parse_args()
     check_writable(args.out)
     results = json.loads(args.out.read_text()) if args.out.exists() else {"cells": {}}
+    if args.pages:
+        draw(results, ROOT / "docs" / "figures" / "zoo.svg")
+        write_atomically(ROOT / "docs" / "results.md", page(results))
+        return
     results["about"] = {
         "prompts": args.prompts,
         "stepcache": stepcache.__version__,

@@ -31,7 +31,7 @@ from stepcache.methods import (
 from stepcache.methods.presets import Preset, all_presets, preset
 from stepcache.planning.plan_file import PlanFile
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 __all__ = [
     "Attached",

@@ -1,0 +1,175 @@
+"""docs/results.md and its figure, from bench/zoo.json."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Rows = list[dict[str, float]]
+OURS, ON_OURS = "hindsight", "our steps: "
+SHOWN = (
+    "uniform reuse",
+    "LeMiCa, closed form",
+    "MagCache",
+    "fewer steps",
+    "extrapolation, order 1",
+    "Spectrum, w = 0.5",
+)
+
+
+def values(rows: Rows) -> np.ndarray:
+    """PSNR of the prompts, worst first."""
+    return np.sort([row["psnr"] for row in rows])
+
+
+def cell(rows: Rows, budget: int) -> str:
+    """Mean / worst quarter / worst, and the count where it is another."""
+    if not rows:
+        return "-"
+    found = values(rows)
+    count = np.mean([row["computed"] for row in rows])
+    other = f" (n = {count:.1f})" if abs(count - budget) > 0.05 else ""
+    return f"{found.mean():.1f} / {found[: max(1, len(found) // 4)].mean():.1f} / {found[0]:.1f}{other}"
+
+
+def by_model(results: dict[str, Any]) -> dict[str, dict[tuple[str, int], dict[str, Rows]]]:
+    """Model -> (setting, budget) -> method -> rows."""
+    found: dict[str, dict[tuple[str, int], dict[str, Rows]]] = {}
+    for key, methods in results["cells"].items():
+        model, setting, budget = key.split("; ")
+        found.setdefault(model, {})[setting, int(budget)] = methods
+    return found
+
+
+def best(methods: dict[str, Rows], own_steps: bool, score: Callable[[np.ndarray], float]) -> tuple[float, str]:
+    """The best rival's score and name; those on our steps are rivals of the planned method only."""
+    rivals = [n for n, rows in methods.items() if rows and not n.startswith(OURS)]
+    rivals = [n for n in rivals if own_steps or not n.startswith(ON_OURS)]
+    return max((score(values(methods[name])), name) for name in rivals)
+
+
+def mean(found: np.ndarray) -> float:
+    """Of the prompts."""
+    return float(found.mean())
+
+
+def worst(found: np.ndarray) -> float:
+    """Of the prompts."""
+    return float(found[0])
+
+
+def differences(results: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A row a cell: ours against the best rival, and the worst prompts."""
+    for model, cells in by_model(results).items():
+        for (setting, budget), methods in cells.items():
+            if not methods.get(OURS):
+                continue
+            ours, (rival, name) = values(methods[OURS]), best(methods, False, mean)
+            row = {"model": model, "setting": setting, "budget": budget, "rival": name}
+            row["mean"] = ours.mean() - rival
+            row["worst"] = ours[0] - values(methods["uniform reuse"])[0]
+            if planned := methods.get("hindsight, planned"):
+                found = values(planned)
+                row["planned"] = found.mean() - best(methods, True, mean)[0]
+                row["planned worst"] = found[0] - best(methods, True, worst)[0]
+                row["gain"] = found.mean() - ours.mean()
+                row["four"] = values(methods["hindsight, planned from 4 runs"]).mean() - found.mean()
+            yield row
+
+
+def verdict(results: dict[str, Any]) -> str:
+    """The whole in one table."""
+    rows = list(differences(results))
+    planned = [row for row in rows if "planned" in row]
+
+    def share(rows: list[dict[str, Any]], name: str, least: float) -> str:
+        return f"{sum(row[name] >= least for row in rows)} of {len(rows)} cells"
+
+    def average(rows: list[dict[str, Any]], name: str) -> str:
+        return f"{np.mean([row[name] for row in rows]):+.1f} dB"
+
+    lines = [
+        ("hindsight above the best rival, mean of the prompts", share(rows, "mean", 0)),
+        ("by how much, averaged over cells", average(rows, "mean")),
+        ("in its worst cell", f"{min(row['mean'] for row in rows):+.1f} dB"),
+        ("its worst prompt not below uniform reuse's by more than 0.5 dB", share(rows, "worst", -0.5)),
+        ("planned from 8 runs above the best rival, those on our own steps included", share(planned, "planned", 0)),
+        ("by how much", average(planned, "planned")),
+        ("its worst prompt not below the best rival's by more than 1 dB", share(planned, "planned worst", -1.0)),
+        ("what planning adds to hindsight without a calibration", average(planned, "gain")),
+        ("from 4 runs, against 8", average(planned, "four")),
+    ]
+    return "| | |\n|---|---|\n" + "\n".join(f"| {what} | {value} |" for what, value in lines)
+
+
+def table(cells: dict[tuple[str, int], dict[str, Rows]], setting: str) -> str:
+    """One setting of one model."""
+    budgets = [budget for name, budget in cells if name == setting]
+    names = list(dict.fromkeys(name for b in budgets for name in cells[setting, b]))
+    lines = ["| " + setting + " | " + " | ".join(f"B = {b}" for b in budgets) + " |", "|---" * (len(budgets) + 1) + "|"]
+    for name in names:
+        shown = [cell(cells[setting, b].get(name, []), b) for b in budgets]
+        label = f"**{name}**" if name.startswith(OURS) else name
+        lines.append(f"| {label} | " + " | ".join(shown) + " |")
+    return "\n".join(lines)
+
+
+def draw(results: dict[str, Any], path: Path) -> None:
+    """Mean PSNR over computed steps of 50, one panel a model."""
+    from matplotlib.figure import Figure
+
+    models = by_model(results)
+    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    panels = figure.subplots(1, len(models), squeeze=False)[0]
+    for panel, (model, cells) in zip(panels, models.items(), strict=True):
+        budgets = sorted(b for name, b in cells if name == "50 steps")
+        for number, name in enumerate((*SHOWN, "hindsight", "hindsight, planned")):
+            points = [(b, mean(values(rows))) for b in budgets if (rows := cells["50 steps", b].get(name))]
+            ours = name.startswith(OURS)
+            style = {"linewidth": 2.2 if ours else 1.1, "linestyle": "-" if ours else "--"}
+            if points:
+                panel.plot(*zip(*points, strict=True), marker="os^Dv<>P"[number], markersize=4, label=name, **style)
+        panel.set(title=model, xlabel="computed steps of 50")
+        panel.grid(alpha=0.3)
+    panels[0].set(ylabel="PSNR to the uncached run, dB")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=7, loc="outside lower center", ncols=4)
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path)
+
+
+def page(results: dict[str, Any]) -> str:
+    """docs/results.md."""
+    about = results["about"]
+    parts = [
+        f"""# Results
+
+What: every method at equal numbers of computed steps, on four small trained models of different kinds. They are of no
+use for anything else, and say which ideas hold on several models, not how Wan2.1 will look.
+
+| model | of | kind | guidance | sampler |
+|---|---|---|---|---|
+| [tiny-wan](../assets/tiny-wan/README.md) | video | Wan | 5, two calls a step | UniPC |
+| [emoji](../assets/zoo/emoji/README.md) | images | Qwen-Image | 4, rescaled to the norm | Euler |
+| [landscapes](../assets/zoo/landscapes/README.md) | images | FLUX | 3.5, distilled: one call a step | Euler |
+| [patterns](../assets/zoo/patterns/README.md) | video | CogVideoX, v-prediction | 6, one batched call | DDIM |
+
+How: `python bench/zoo.py`, then `python bench/zoo.py --pages`. {about["prompts"]} evaluation prompts a model, on which
+nothing was chosen; PSNR in dB of decoded pictures to the model's own uncached run of the same seed: mean / worst
+quarter / worst prompt. What is calibrated or tuned sees eight other prompts. Hindsight's constants (`MEMORY`, `CLEAN`,
+`NOISY`) were chosen on twelve development prompts of these same models ([research.md](research.md)), so the table is no
+evidence about models beyond these four. Rivals run on even steps, unless their own schedule is named. Made on
+{about["date"]}, {about["machine"]}, torch {about["torch"]}, stepcache {about["stepcache"]}.
+
+![Mean PSNR over computed steps](figures/zoo.svg)
+
+{verdict(results)}
+"""
+    ]
+    for model, cells in by_model(results).items():
+        settings = list(dict.fromkeys(setting for setting, _ in cells))
+        parts.append(f"## {model}\n\n" + "\n\n".join(table(cells, setting) for setting in settings) + "\n")
+    return "\n".join(parts)
