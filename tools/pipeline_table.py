@@ -78,7 +78,7 @@ def _hindsight(tiny: Tiny, pipe: Any, steps: int) -> str:
     with stepcache.accelerate(pipe, policy) as run:
         result = tiny.call(pipe, STEPS, 0)
     summary = run.summary()
-    wrong = _followed(tiny, policy.plan(steps), summary, result)
+    wrong = _followed(tiny, summary.plan or policy.plan(steps), summary, result)
     return wrong or "; ".join(w for w in summary.strategy.warnings()) or "yes"
 
 

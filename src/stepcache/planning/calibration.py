@@ -31,6 +31,7 @@ import numpy as np
 import torch
 
 from stepcache.core.strategy import Call, Strategy
+from stepcache.core.tensors import narrow
 from stepcache.core.trajectory import Boundary, Trajectory
 from stepcache.files import parse_document, read_text, write_atomically
 from stepcache.hindsight.response import remembered
@@ -337,7 +338,8 @@ class _Recording(Strategy):
     def __init__(self, run: Trajectory, recorder: Recorder) -> None:
         self.run, self._recorder = run, recorder
         self._outputs: list[torch.Tensor] = []
-        self._first: torch.Tensor | None = None  # the first latent
+        self._begun: torch.Tensor | None = None  # what the first step was fed
+        self._first: torch.Tensor | None = None  # the latent of that: pipelines append conditions
         self._response: np.ndarray | None = None
         self._mismatch = np.zeros(1)  # of every sample
         self._shape = torch.Size()
@@ -352,13 +354,13 @@ class _Recording(Strategy):
     def compute(self, step: int, x: torch.Tensor) -> bool:
         if step == 0:
             self._check_size(x)
-            self._first = self._store(x.detach())
+            self._begun = x.detach()
         elif self._response is not None:
             self._compare(step, x.detach(), self._response[step])
         return True
 
     def feature(self, call: Call, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor | None:
-        x, output = (self._samples(t.detach().float()) for t in (x, output))
+        x, output = (self._samples(t.detach().float()) for t in (narrow(x, output.shape), output))
         magnitude, rate = torch.tensor([1.0, 0.0, 0.0]).repeat(len(x), 1), torch.zeros(len(x))
         if call.branch in self._last:
             before, x_before = self._last[call.branch]
@@ -373,9 +375,10 @@ class _Recording(Strategy):
         return None
 
     def guided(self, step: int, output: torch.Tensor, computed: bool, sampler: Any) -> torch.Tensor:
-        if step == 0:
+        if step == 0 and self._begun is not None:
             self._shape = output.shape
             self._response = self._answers(sampler)
+            self._first, self._begun = self._store(narrow(self._begun, output.shape)), None
         elif output.shape != self._shape:
             raise ValueError(f"the latent changes from {list(self._shape)} to {list(output.shape)} in mid-run.")
         self._outputs.append(self._store(output.detach()))
@@ -383,9 +386,12 @@ class _Recording(Strategy):
 
     def release(self) -> None:
         self._last.clear()
+        self._begun = None
 
     def _check_size(self, latent: torch.Tensor) -> None:
-        size, wanted = tuple(self._samples(latent).shape[1:]), self._recorder.size
+        wanted = self._recorder.size
+        shape = None if wanted is None else torch.Size([len(latent), *wanted] if self._recorder.channels else wanted)
+        size = tuple(self._samples(narrow(latent, shape)).shape[1:])
         if wanted is not None and size != wanted:
             raise ValueError(
                 f"the run's latent is {list(size)} and the calibration's {list(wanted)}; calibrate the same height, "
@@ -395,7 +401,7 @@ class _Recording(Strategy):
     def _compare(self, step: int, x: torch.Tensor, row: np.ndarray) -> None:
         """Note by how much a latent differs from what the sampler makes of the outputs before it."""
         vectors = self._vectors()
-        truth = self._samples(x).flatten(1)[: len(vectors[0])].to("cpu", torch.float64)
+        truth = self._samples(narrow(x, self._shape)).flatten(1)[: len(vectors[0])].to("cpu", torch.float64)
         if truth.shape == vectors[-1].shape:
             error = _weighted(np.append(row[1 : step + 1], row[0]), vectors) - truth
             self._mismatch = np.maximum(self._mismatch, (error.norm(dim=1) / truth.norm(dim=1)).numpy())
