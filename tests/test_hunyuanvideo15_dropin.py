@@ -76,7 +76,7 @@ def test_the_summary_shows_the_published_steps(clone):
     assert "computed 25 of 50 steps" in out
 
 
-def test_hindsight_on_even_steps_and_on_a_plan(clone, baseline, tmp_path):
+def test_hindsight_on_its_own_steps_and_on_a_plan(clone, baseline, tmp_path):
     said = run(clone, "--budget", 10, script="hindsight_generate.py", real=True).stdout
     assert "hindsight (budget 10), boundary output: computed 10 of 50 steps" in said
     assert "warning" not in said

@@ -101,7 +101,7 @@ def computed(text):
     return tuple(i for i, m in enumerate(marks) if m == "█")
 
 
-def test_hindsight_on_even_steps_and_on_a_plan(place, model):
+def test_hindsight_on_its_own_steps_and_on_a_plan(place, model):
     said = run(place, model, "--budget", 10, script="hindsight_generate.py", real=True).stdout
     assert "hindsight (budget 10), boundary output: computed 10 of 50 steps" in said
     assert "wrote output_hindsight10.png" in said

@@ -96,8 +96,7 @@ def attach(
         scheduler: the sampler that steps with the outputs (a diffusers scheduler, or one with its `timesteps` and
             `step(model_output, ...)`). It ends steps, new timesteps begin a run, plans are checked against it, and
             `Hindsight` stands at its door.
-        guidance: the guidance scale that mixes the branches; 1 where there is none. Plans are checked against it, and
-            `Hindsight` needs it.
+        guidance: the guidance scale that mixes the branches; 1 where there is none. Plans are checked against it.
         blocks: the block list, for boundary "blocks".
         streams: names of the arguments that a block takes and returns, the first of them the tokens.
         model: name under which published figures are looked up and plans are checked.
