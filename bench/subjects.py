@@ -102,14 +102,16 @@ class Subject:
         """The pipeline with the setting's sampler and precision."""
         own, make = self._sampler, SAMPLERS.get(setting.sampler or "")
         self.pipe.scheduler = make(own.config) if make else own
+        parts = [m for m in self.pipe.components.values() if isinstance(m, torch.nn.Module)]
+        weights = [(t, t.data) for m in parts for t in (*m.parameters(), *m.buffers())]
         if setting.dtype != "float32":
-            self.pipe.transformer.to(getattr(torch, setting.dtype))
+            self.pipe.to(getattr(torch, setting.dtype))
         try:
             yield
         finally:
             self.pipe.scheduler = own
-            if setting.dtype != "float32":
-                self.pipe.transformer.float()
+            for tensor, data in weights:  # converted back they would be rounded
+                tensor.data = data
 
 
 @dataclass

@@ -2,8 +2,10 @@
 
 import json
 import sys
+from collections import defaultdict
 
 import numpy as np
+import pages
 import pytest
 import subjects
 import torch
@@ -100,6 +102,32 @@ def test_the_benchmark_runs_every_method_and_resumes(small, monkeypatch, tmp_pat
     assert calls == [Hindsight(5)]
 
 
+def test_the_pages_say_what_was_measured(tmp_path):
+    """Two cells written by hand: one that is won, one that is lost."""
+    row = lambda *values, n=5: [{"computed": n, "psnr": v} for v in values]  # noqa: E731
+    methods = {
+        "uniform reuse": row(30.0, 34.0),
+        "fewer steps": row(31.0, 35.0),
+        "our steps: extrapolation": row(36.0, 38.0),
+        "hindsight": row(33.0, 39.0),
+        "hindsight, planned": row(35.0, 40.0),
+        "hindsight, planned from 4 runs": row(34.0, 39.0),
+    }
+    lost = {**methods, "hindsight": row(28.0, 36.0), "fewer steps": []}
+    results = {"cells": {"emoji; 50 steps; 5": methods, "emoji; 28 steps; 5": lost}, "about": defaultdict(str)}
+    won, behind = pages.differences(results)
+    assert (won["rival"], won["mean"], won["worst"]) == ("fewer steps", 3.0, 3.0)
+    assert (won["planned"], won["planned worst"], won["gain"], won["four"]) == (0.5, -1.0, 1.5, -1.0)
+    assert (behind["rival"], behind["mean"], behind["worst"]) == ("uniform reuse", 0.0, -2.0)
+    text = pages.page(results)
+    assert "| by how much, averaged over cells | +1.5 dB |" in text
+    assert "| its worst prompt not below uniform reuse's by more than 0.5 dB | 1 of 2 cells |" in text
+    assert "| **hindsight** | 36.0 / 33.0 / 33.0 |" in text
+    assert "| fewer steps | - |" in text
+    pages.draw(results, tmp_path / "figures" / "zoo.svg")
+    assert (tmp_path / "figures" / "zoo.svg").stat().st_size > 1000
+
+
 def test_what_cannot_be_run_is_said(small, monkeypatch, tmp_path):
     with pytest.raises(SystemExit, match=r"landscapes has \d+ evaluation prompts; 99 were asked for"):
         small("--model", "landscapes", "--only", "uniform reuse", "--prompts", "99")
@@ -123,9 +151,11 @@ def test_an_interrupted_benchmark_keeps_what_it_has(small, monkeypatch, tmp_path
 
 def test_a_setting_leaves_the_pipeline_as_it_was(subject):
     before = subject.pipe.scheduler
+    weights = {name: p.clone() for name, p in subject.pipe.transformer.named_parameters()}
     with subject.as_set(Setting(8, dtype="bfloat16")):
         assert subject.pipe.transformer.dtype == torch.bfloat16
-    assert subject.pipe.transformer.dtype == torch.float32
+        subject.sample(subject.prompts["evaluation"][:1], [0], Setting(2))
+    assert all(torch.equal(p, weights[name]) for name, p in subject.pipe.transformer.named_parameters())
     assert subject.pipe.scheduler is before
     with stepcache.accelerate(subject.pipe, Hindsight(4)) as run:
         subject.sample(subject.prompts["evaluation"][:1], [0], SMALL)
