@@ -141,6 +141,16 @@ def draw(results: dict[str, Any], path: Path) -> None:
     figure.savefig(path)
 
 
+def not_run(results: dict[str, Any]) -> str:
+    """A sentence on methods that some or all models lack."""
+    models = by_model(results)
+    rows = {model: {name for methods in cells.values() for name in methods} for model, cells in models.items()}
+    known = set().union(*rows.values()) | {"EasyCache", "MagCache"}
+    lacking = {name: [model for model in rows if name not in rows[model]] for name in sorted(known)}
+    found = [f"{name} on {', '.join(where)}" for name, where in lacking.items() if where]
+    return f"Not run yet: {'; '.join(found)}. " if found else ""
+
+
 def page(results: dict[str, Any]) -> str:
     """docs/results.md."""
     about = results["about"]
@@ -161,7 +171,8 @@ How: `python bench/zoo.py`, then `python bench/zoo.py --pages`. {about["prompts"
 nothing was chosen; PSNR in dB of decoded pictures to the model's own uncached run of the same seed: mean / worst
 quarter / worst prompt. What is calibrated or tuned sees eight other prompts. Hindsight's constants (`MEMORY`, `CLEAN`,
 `NOISY`) were chosen on twelve development prompts of these same models ([research.md](research.md)), so the table is no
-evidence about models beyond these four. Rivals run on even steps, unless their own schedule is named. Made on
+evidence about models beyond these four. Rivals run on even steps, unless their own schedule is named. `-`: the method
+has no such run. {not_run(results)}TeaCache has no published polynomial for any of these models. Made on
 {about["date"]}, {about["machine"]}, torch {about["torch"]}, stepcache {about["stepcache"]}.
 
 ![Mean PSNR over computed steps](figures/zoo.svg)

@@ -124,6 +124,7 @@ def test_the_pages_say_what_was_measured(tmp_path):
     assert "| its worst prompt not below uniform reuse's by more than 0.5 dB | 1 of 2 cells |" in text
     assert "| **hindsight** | 36.0 / 33.0 / 33.0 |" in text
     assert "| fewer steps | - |" in text
+    assert "Not run yet: EasyCache on emoji; MagCache on emoji." in text
     pages.draw(results, tmp_path / "figures" / "zoo.svg")
     assert (tmp_path / "figures" / "zoo.svg").stat().st_size > 1000
 
