@@ -125,7 +125,7 @@ def main() -> None:
         policies[f"lemica 25, {boundary}"] = LeMiCa(25, TABLE, boundary=boundary)
         policies[f"magcache 0.12 K2, {boundary}"] = MagCache(0.12, 2, 0.2, TABLE, boundary=boundary)
     policies["easycache 0.05, output"] = EasyCache(0.05)
-    policies["hindsight 25, even"] = Hindsight(25)
+    policies["hindsight 25"] = Hindsight(25)
     once(pipe, Off(), sizes, 0)
     rows = []
     for name, policy in policies.items():
