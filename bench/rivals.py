@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from stepcache.core.follow_plan import FollowPlan
+from stepcache.core.follow_weights import as_policy
 from stepcache.core.plan import Plan
 from stepcache.core.strategy import Call, Strategy
 from stepcache.core.trajectory import Boundary, Trajectory
@@ -29,6 +30,12 @@ def with_rows(plan: Plan, row: Callable[[int, list[int]], Row]) -> Plan:
     """The schedule with `row(step, computed steps before it, newest first)` as the weights of every skipped step."""
     before = {s: [k for k in plan.computed if k < s][::-1] for s in plan.skipped}
     return replace(plan, weights=tuple((s, row(s, nodes)) for s, nodes in before.items()))
+
+
+def line(step: int, nodes: list[int]) -> Row:
+    """Weights of the line through the last two outputs."""
+    along = (step - nodes[0]) / (nodes[0] - nodes[1])
+    return (1 + along, -along)
 
 
 def taylor(plan: Plan, order: int) -> Plan:
@@ -56,8 +63,7 @@ def spectrum(plan: Plan, blend: float, degree: int = 4, ridge: float = 0.1, wind
         used = nodes[:window]
         x = features(used)
         weights = blend * features([step])[0] @ np.linalg.solve(x.T @ x + ridge * np.eye(degree + 1), x.T)
-        along = (step - nodes[0]) / (nodes[0] - nodes[1])
-        weights[:2] += (1 - blend) * np.array([1 + along, -along])
+        weights[:2] += (1 - blend) * np.array(line(step, nodes))
         return tuple(map(float, weights))
 
     return with_rows(plan, row)
@@ -85,9 +91,7 @@ def zeus(plan: Plan) -> Plan:
     def row(step: int, nodes: list[int]) -> Row:
         if len(nodes) < 2:
             return (1.0,)
-        odd = step - nodes[0] - (step - nodes[0] + 1) % 2
-        along = odd / (nodes[0] - nodes[1])
-        return (1 + along, -along)
+        return line(step - (step - nodes[0] + 1) % 2, nodes)
 
     return with_rows(plan, row)
 
@@ -158,8 +162,6 @@ class DMD(FollowPlan):
     small, and its eigenvalues to the power of the horizon give the outputs between.
     """
 
-    history = 6
-
     def __init__(self, plan: Plan, most: int = 5, cut: float = 1e-3) -> None:
         super().__init__(plan)
         self.history, self._most, self._cut = most, most, cut
@@ -218,7 +220,7 @@ class _Watched:
 
     def begin(self, run: Trajectory) -> Strategy:
         self.replay.outputs.clear()
-        inner, outputs = self.replay.policy.begin(run), self.replay.outputs
+        inner, outputs = as_policy(self.replay.policy).begin(run), self.replay.outputs
         original, real = inner.guided, inner.predicts_guided
 
         def guided(step: int, output: torch.Tensor, computed: bool, sampler: Any) -> torch.Tensor:

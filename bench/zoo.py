@@ -1,6 +1,6 @@
 """Every method on every model of the zoo, at equal numbers of computed steps: the figures of docs/results.md.
 
-    python bench/zoo.py                       three hours on two idle cores; interrupt at will, it goes on
+    python bench/zoo.py                       hours on two cores; interrupt at will, it goes on
     python bench/zoo.py --model emoji         one model
     python bench/zoo.py --only "hindsight;uniform reuse"
     python bench/zoo.py --pages               write docs/results.md from bench/zoo.json, run nothing
@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pages import draw, page
+from pages import Rows, draw, page
 from rivals import DMD, VDE, Following, Replay, hicache, spectrum, spectrum_schedule, taylor, zeus
 from subjects import FOLDERS, ROOT, Series, Setting, Subject
 from tqdm import tqdm
@@ -45,8 +45,6 @@ BUDGETS = {50: (25, 20, 14, 10), 28: (14, 10)}
 OWN = (Setting(50), Setting(28))
 MORE = {"tiny-wan": (Setting(50, 4.0), Setting(50, 7.0), Setting(50, sampler="euler"), Setting(50, sampler="dpm++"))}
 CALIBRATION_RUNS = 8
-Rows = list[dict[str, float]]
-"""Computed steps and PSNR, one a prompt; empty where a method has no such run."""
 
 
 @dataclass
@@ -135,16 +133,11 @@ def mean(rows: Rows, name: str) -> float:
     return float(np.mean([row[name] for row in rows]))
 
 
-def followed(plan: Plan, strategy: Callable[[Plan], Any]) -> Any:
-    """A rival that is more than weights."""
-    return Following(plan, strategy)
-
-
 Method = Callable[[Bench, int], Rows]
 
 
 def on(make: Callable[[Bench, int], Any]) -> Method:
-    """A method whose decisions are known beforehand: a policy or plan, or `None` where it has none."""
+    """A method whose decisions are known beforehand: a policy or plan; ValueError where it has none."""
 
     def method(bench: Bench, budget: int) -> Rows:
         try:
@@ -154,11 +147,6 @@ def on(make: Callable[[Bench, int], Any]) -> Method:
         return bench.evaluation.score(policy)
 
     return method
-
-
-def hindsight(plan: Plan) -> PlanFile:
-    """Our method on a schedule."""
-    return PlanFile(replace(plan, weights=()), "hindsight")
 
 
 METHODS: dict[str, Method] = {
@@ -176,26 +164,18 @@ METHODS: dict[str, Method] = {
     "Spectrum, w = 0.5, its schedule": on(lambda b, n: spectrum(spectrum_schedule(b.steps, n), 0.5)),
     "ZEUS": on(lambda b, n: zeus(even(b.steps, n))),
     "HiCache": on(lambda b, n: hicache(even(b.steps, n), 2)),
-    "VDE": on(lambda b, n: followed(even(b.steps, n), VDE)),
-    "DMD": on(lambda b, n: followed(even(b.steps, n), DMD)),
-    "extrapolation, order 1, replayed": lambda b, n: b.replayed(stepcache_policy(taylor(even(b.steps, n), 1))),
+    "VDE": on(lambda b, n: Following(even(b.steps, n), VDE)),
+    "DMD": on(lambda b, n: Following(even(b.steps, n), DMD)),
+    "extrapolation, order 1, replayed": lambda b, n: b.replayed(taylor(even(b.steps, n), 1)),
     "our steps: sampler alone": lambda b, n: b.evaluation.on_grid(b.planned(n).computed),
     "our steps: extrapolation": on(lambda b, n: taylor(b.planned(n), 1)),
-    "our steps: extrapolation, replayed": lambda b, n: b.replayed(stepcache_policy(taylor(b.planned(n), 1))),
+    "our steps: extrapolation, replayed": lambda b, n: b.replayed(taylor(b.planned(n), 1)),
     "hindsight": on(lambda b, n: Hindsight(n)),
     "hindsight, replayed": lambda b, n: b.replayed(Hindsight(n)),
-    "hindsight, planned": on(lambda b, n: hindsight(b.planned(n))),
-    "hindsight, planned from 4 runs": on(lambda b, n: hindsight(b.planned(n, 4))),
+    "hindsight, planned": on(lambda b, n: PlanFile(b.planned(n), "hindsight")),
+    "hindsight, planned from 4 runs": on(lambda b, n: PlanFile(b.planned(n, 4), "hindsight")),
 }
-OURS = tuple(name for name in METHODS if name.startswith("hindsight"))
-"""Ours; those that begin with "our steps" are rivals of the planned one."""
-
-
-def stepcache_policy(plan: Plan) -> Any:
-    """A plan as a policy."""
-    from stepcache.core.follow_weights import as_policy
-
-    return as_policy(plan)
+"""Names that begin with "hindsight" are ours, with "our steps" rivals of the planned one (`pages`)."""
 
 
 def cells(models: Iterable[str]) -> Iterable[tuple[str, Setting, int]]:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+import random
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 from training import Run
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 DROPPED = 0.1
 """Share of captions left out in training, so that guidance works (Ho and Salimans 2022, arXiv 2207.12598)."""
@@ -81,32 +83,84 @@ class Recipe(ABC):
         """The VAE's latents, scaled, as the transformer takes them."""
 
     @abstractmethod
-    def loss(self, predict: Any, x0: Tensor, g: torch.Generator) -> Tensor:
-        """Mean square error at random noise levels; `predict(x, time)` is the transformer with its texts."""
-
-    @abstractmethod
     def predict(self, transformer: Any, x: Tensor, time: Tensor, text: dict[str, Tensor], guidance: Tensor) -> Tensor:
         """The transformer's output at noisy tokens x, as the pipeline calls it."""
 
     empty = ""
     """The caption that stands for none."""
 
-    def flow_loss(self, predict: Any, x0: Tensor, g: torch.Generator) -> Tensor:
-        """Rectified flow: x = (1 - sigma) x_0 + sigma n, target n - x_0, sigma logit-normal and shifted."""
-        sigma = self.levels(len(x0), g).to(x0.device)
+    def loss(self, predict: Any, x0: Tensor, g: torch.Generator) -> Tensor:
+        """Mean square error at random noise levels; `predict(x, time)` is the transformer with its texts.
+
+        Here of rectified flow, whose target is n - x_0.
+        """
+        x, sigma, noise = self.noised(x0, g)
+        return (predict(x, sigma).float() - (noise - x0)).square().mean()
+
+    def noised(self, x0: Tensor, g: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """X = (1 - sigma) x_0 + sigma n, sigma in (0, 1), logit-normal and shifted, one a sample, and n."""
+        u = torch.sigmoid(torch.randn(len(x0), generator=g))
+        sigma = (self.settings.shift * u / (1 + (self.settings.shift - 1) * u)).to(x0.device)
         s = sigma.view(-1, *[1] * (x0.ndim - 1))
         noise = torch.randn(x0.shape, generator=g).to(x0.device)
-        return (predict((1 - s) * x0 + s * noise, sigma).float() - (noise - x0)).square().mean()
-
-    def levels(self, count: int, g: torch.Generator) -> Tensor:
-        """Noise levels in (0, 1), logit-normal, shifted."""
-        u = torch.sigmoid(torch.randn(count, generator=g))
-        return self.settings.shift * u / (1 + (self.settings.shift - 1) * u)
+        return (1 - s) * x0 + s * noise, sigma, noise
 
     @cached_property
     def training_set(self) -> tuple[Tensor, list[str]]:
         """`examples`, made once."""
         return self.examples()
+
+
+class Drawn(Protocol):
+    """A scene in words, of which pictures are drawn; one phrase each, joined by commas."""
+
+    @property
+    def caption(self) -> str:
+        """The words."""
+
+
+class DrawnRecipe(Recipe):
+    """A model of drawn scenes. A tenth of all captions is kept for evaluation."""
+
+    count: int
+    """Examples of the training set."""
+
+    @abstractmethod
+    def scene(self, rng: random.Random) -> Drawn:
+        """A scene drawn evenly, phrase by phrase."""
+
+    @abstractmethod
+    def drawn(self, scene: Any, seed: int) -> np.ndarray:
+        """Its picture or clip, with what its words leave open drawn from the seed: uint8 as `examples`."""
+
+    def examples(self) -> tuple[Tensor, list[str]]:
+        rng = random.Random(self.name)
+        scenes: list[Drawn] = []
+        while len(scenes) < self.count:
+            if not kept(scene := self.scene(rng)):
+                scenes.append(scene)
+        pictures = np.stack([self.drawn(scene, j) for j, scene in enumerate(scenes)])
+        return torch.from_numpy(pictures), [scene.caption for scene in scenes]
+
+    def held_out(self, count: int) -> list[str]:
+        rng = random.Random("evaluation")
+        found: list[str] = []
+        while len(found) < count:
+            if kept(scene := self.scene(rng)) and scene.caption not in found:
+                found.append(scene.caption)
+        return found
+
+
+def kept(scene: Drawn) -> bool:
+    """Whether a scene is kept for evaluation."""
+    return random.Random(scene.caption).random() < 0.1
+
+
+def frozen_t5(vocabulary: int) -> T5EncoderModel:
+    """A small text encoder at random weights."""
+    return T5EncoderModel(
+        T5Config(vocab_size=vocabulary, d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4, dropout_rate=0.0)
+    )
 
 
 def train_vae(recipe: Recipe, vae: Any, work: Path, device: str, seed: int) -> Run:
@@ -180,15 +234,12 @@ def distil_guidance(
         pick = torch.randint(0, len(latents), (settings.batch,), generator=g)
         w = (1 + 5 * torch.rand(len(pick), generator=g)).to(device)
         told, untold = ({n: t[r].to(device) for n, t in texts.items()} for r in (pick + 1, 0 * pick))
-        x0 = latents[pick].float().to(device)
-        sigma = recipe.levels(len(x0), g).to(device)
-        s = sigma.view(-1, *[1] * (x0.ndim - 1))
-        x = (1 - s) * x0 + s * torch.randn(x0.shape, generator=g).to(device)
+        x, sigma, _ = recipe.noised(latents[pick].float().to(device), g)
         with torch.autocast(device, dtype=torch.bfloat16):
             with torch.no_grad():
                 c, u = (recipe.predict(teacher, x, sigma, t, torch.ones_like(w)).float() for t in (told, untold))
             got = recipe.predict(student, x, sigma, told, w).float()
-        run.update((got - (u + w.view_as(s) * (c - u))).square().mean())
+        run.update((got - (u + w.view(-1, *[1] * (x.ndim - 1)) * (c - u))).square().mean())
     run.use_average()
     return run
 

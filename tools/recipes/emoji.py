@@ -121,9 +121,6 @@ class Emoji(Recipe):
     def tokens(self, latents: Tensor) -> Tensor:
         return packed(((latents - self._mean.view(-1, 1, 1, 1)) / self._std.view(-1, 1, 1, 1))[:, :, 0])
 
-    def loss(self, predict: Any, x0: Tensor, g: torch.Generator) -> Tensor:
-        return self.flow_loss(predict, x0, g)
-
     def predict(self, transformer: Any, x: Tensor, time: Tensor, text: dict[str, Tensor], guidance: Tensor) -> Tensor:
         edge = square_tokens(x)
         longest = int(text["mask"].sum(1).max())

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+from transformers import CLIPTextConfig, CLIPTextModel
 
-from recipes.base import Recipe, Settings, packed, phrase_tokenizer, square_tokens
+from recipes.base import DrawnRecipe, Settings, frozen_t5, packed, phrase_tokenizer, square_tokens
 
 EDGE = 64
 FINE = 2 * EDGE  # drawn at, and averaged
@@ -63,13 +63,8 @@ class Scene:
         """The phrases, joined by commas."""
         return ", ".join(astuple(self))
 
-    @property
-    def held_out(self) -> bool:
-        """Whether the scene is kept for evaluation: a tenth of all combinations."""
-        return random.Random(self.caption).random() < 0.1
 
-
-class Landscapes(Recipe):
+class Landscapes(DrawnRecipe):
     """One call a step, guidance as an input; Euler with a shift that depends on the size."""
 
     name = "landscapes"
@@ -87,23 +82,11 @@ class Landscapes(Recipe):
         "max_sequence_length": SLOTS,
     }
 
-    def examples(self) -> tuple[Tensor, list[str]]:
-        rng = random.Random("landscapes")
-        scenes: list[Scene] = []
-        while len(scenes) < self.count:
-            if not (scene := random_scene(rng)).held_out:
-                scenes.append(scene)
-        pictures = np.stack([drawn(scene, j) for j, scene in enumerate(scenes)])
-        return torch.from_numpy(pictures), [scene.caption for scene in scenes]
+    def scene(self, rng: random.Random) -> Scene:
+        return random_scene(rng)
 
-    def held_out(self, count: int) -> list[str]:
-        rng = random.Random("evaluation")
-        found: list[str] = []
-        while len(found) < count:
-            scene = random_scene(rng)
-            if scene.held_out and scene.caption not in found:
-                found.append(scene.caption)
-        return found
+    def drawn(self, scene: Scene, seed: int) -> np.ndarray:
+        return drawn(scene, seed)
 
     def untrained(self) -> FluxPipeline:
         phrases = [*SKIES, *LIGHTS, *RIDGES, *GROUNDS, *THINGS]
@@ -123,11 +106,7 @@ class Landscapes(Recipe):
                 eos_token_id=1,
             )
         )
-        t5 = T5EncoderModel(
-            T5Config(
-                vocab_size=len(t5_tokens), d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4, dropout_rate=0.0
-            )
-        )
+        t5 = frozen_t5(len(t5_tokens))
         transformer = FluxTransformer2DModel(
             in_channels=4 * self.channels,
             num_layers=2,
@@ -167,9 +146,6 @@ class Landscapes(Recipe):
 
     def tokens(self, latents: Tensor) -> Tensor:
         return packed((latents - self._shift) * self._scale)
-
-    def loss(self, predict: Any, x0: Tensor, g: torch.Generator) -> Tensor:
-        return self.flow_loss(predict, x0, g)
 
     def predict(self, transformer: Any, x: Tensor, time: Tensor, text: dict[str, Tensor], guidance: Tensor) -> Tensor:
         edge = square_tokens(x)

@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXPipeline, CogVideoXTransformer3DModel
 from torch import Tensor
-from transformers import T5Config, T5EncoderModel
 
-from recipes.base import Recipe, Settings, phrase_tokenizer
+from recipes.base import DrawnRecipe, Settings, frozen_t5, phrase_tokenizer
 
 EDGE, FRAMES = 48, 9
 FINE = 2 * EDGE  # drawn at, and averaged
@@ -49,13 +48,8 @@ class Scene:
         """Such as `rings, red, on blue, growing`."""
         return ", ".join((self.pattern, self.colour, f"on {self.ground}", self.motion))
 
-    @property
-    def held_out(self) -> bool:
-        """Whether the scene is kept for evaluation: a tenth of all combinations."""
-        return random.Random(self.caption).random() < 0.1
 
-
-class Patterns(Recipe):
+class Patterns(DrawnRecipe):
     """v-prediction on DDIM's noise levels; both branches of guidance in one call."""
 
     name = "patterns"
@@ -76,32 +70,16 @@ class Patterns(Recipe):
         "max_sequence_length": SLOTS,
     }
 
-    def examples(self) -> tuple[Tensor, list[str]]:
-        rng = random.Random("patterns")
-        scenes: list[Scene] = []
-        while len(scenes) < self.count:
-            if not (scene := random_scene(rng)).held_out:
-                scenes.append(scene)
-        clips = np.stack([drawn(scene, j) for j, scene in enumerate(scenes)])
-        return torch.from_numpy(clips), [scene.caption for scene in scenes]
+    def scene(self, rng: random.Random) -> Scene:
+        return random_scene(rng)
 
-    def held_out(self, count: int) -> list[str]:
-        rng = random.Random("evaluation")
-        found: list[str] = []
-        while len(found) < count:
-            scene = random_scene(rng)
-            if scene.held_out and scene.caption not in found:
-                found.append(scene.caption)
-        return found
+    def drawn(self, scene: Scene, seed: int) -> np.ndarray:
+        return drawn(scene, seed)
 
     def untrained(self) -> CogVideoXPipeline:
         phrases = [*PATTERNS, *COLOURS, *(f"on {colour}" for colour in COLOURS), *MOTIONS]
         tokenizer = phrase_tokenizer(phrases, SLOTS)
-        t5 = T5EncoderModel(
-            T5Config(
-                vocab_size=len(tokenizer), d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4, dropout_rate=0.0
-            )
-        )
+        t5 = frozen_t5(len(tokenizer))
         transformer = CogVideoXTransformer3DModel(
             num_attention_heads=4,
             attention_head_dim=32,

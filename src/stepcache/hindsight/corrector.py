@@ -52,7 +52,7 @@ class Corrector:
         """The forecast of a skipped step."""
         self.step = step
         self._skipped.append(step)
-        return self._forecast(step, device)
+        return self._forecast(step, *self._line(device))
 
     def computed(self, step: int, output: torch.Tensor) -> torch.Tensor:
         """What the sampler gets at a computed step: the output, and what makes good the gap before it."""
@@ -62,17 +62,17 @@ class Corrector:
             self.restart()
         correction = None
         if self._skipped and self._nodes:
-            forecast = self._forecast(step, output.device)
+            newest, moved = self._line(output.device)
+            forecast = self._forecast(step, newest, moved)
             missed = output - forecast
             output = torch.addcmul(forecast, missed, self._believed(missed))
-            correction = self._made_good(step, output)
+            correction = self._made_good(step, output, newest, moved)
             self._missed = self._held(missed)
         self._skipped = []
         self._nodes = [(step, self._held(output)), *self._nodes[:1]]
         return output if correction is None else output + correction
 
-    def _forecast(self, step: int, device: torch.device) -> torch.Tensor:
-        newest, moved = self._line(device)
+    def _forecast(self, step: int, newest: torch.Tensor, moved: torch.Tensor) -> torch.Tensor:
         return torch.add(newest, moved, alpha=reach(step, [node for node, _ in self._nodes]))
 
     def _line(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -93,14 +93,15 @@ class Corrector:
             self._share = MEMORY * self._share + (1 - MEMORY) * agreed
         return self._share.view(-1, *[1] * (missed.ndim - 1))
 
-    def _made_good(self, step: int, output: torch.Tensor) -> torch.Tensor | None:
+    def _made_good(
+        self, step: int, output: torch.Tensor, newest: torch.Tensor, moved: torch.Tensor
+    ) -> torch.Tensor | None:
         """Sum over the gap that ends at `step` of g_s (i_s - f_s) / g_k; `None` where the sampler is not known."""
         if self._final is None or not self._final[step]:
             return None
         nodes = [node for node, _ in self._nodes]
         moves = [(self._final[s] / self._final[step], s) for s in self._skipped]
         inward = sum(move * (s - nodes[0]) / (step - nodes[0]) for move, s in moves)
-        newest, moved = self._line(output.device)
         return torch.mul(output - newest, inward).sub_(moved, alpha=sum(move * reach(s, nodes) for move, s in moves))
 
 
