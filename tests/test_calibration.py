@@ -347,6 +347,7 @@ def test_going_on_where_it_stopped(calibrated):
         lambda d: d["runs"][0].update(rates={"cond": [1.0]}),
         lambda d: d["runs"][0].pop("prompt"),
         lambda d: d.update(timesteps=[1.0]),
+        lambda d: d.update(levels=[1.0]),
         lambda d: d.update(size="abc"),
         lambda d: d.update(surprise=1),
     ],

@@ -4,7 +4,7 @@
     stepcache generate --model DIR --prompt "..." --plan plan.json --output clip.mp4
 
 Instead of a budget, say what is wanted: `--target-speedup 2.5`, or `--target-psnr 35` (a forecast from the
-calibration's closed form: see docs/planning.md for how far it holds).
+calibration's closed form: see docs/research.md for how far it holds).
 """
 
 from __future__ import annotations

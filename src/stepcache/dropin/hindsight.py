@@ -19,7 +19,7 @@ FOLLOWERS["hindsight"] = FollowHindsight
 def add_flags(group: argparse._ArgumentGroup) -> None:
     """The flags that say which steps are computed."""
     group.add_argument("--budget", type=int, help="computed steps; no calibration needed")
-    group.add_argument("--plan", metavar="FILE", help="the steps of a plan made by `stepcache plan` (better)")
+    group.add_argument("--plan", metavar="FILE", help="the steps of a plan made by `stepcache plan`")
     group.add_argument("--resample", action="store_true", help="let --plan run where it was not made for, resampled")
     group.add_argument(
         "--calibration",

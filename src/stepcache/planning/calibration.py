@@ -42,7 +42,7 @@ CALIBRATION_SCHEMA, CALIBRATION_VERSION = "stepcache.calibration", 2
 
 
 LARGEST_FILE = 512 * 2**20
-"""Bytes; a calibration has some 20 KB a run. More is not one."""
+"""Bytes; a calibration has some 30 KB a run. More is not one."""
 
 
 MOST_STEPS = 1000
@@ -110,8 +110,8 @@ class Calibration:
         steps, rows = self.num_steps, self.num_steps + 1
         if not 2 <= steps <= MOST_STEPS:
             raise ValueError(f"a calibration of {steps} steps; expected 2 to {MOST_STEPS}.")
-        if len(self.timesteps) != steps or not self.branches:
-            raise ValueError("timesteps do not fit the step count, or no branch is named.")
+        if len(self.timesteps) != steps or len(self.levels) not in (0, steps) or not self.branches:
+            raise ValueError("timesteps or noise levels do not fit the step count, or no branch is named.")
         if self.response.shape != (steps + 1, steps + 1) or not np.isfinite(self.response).all():
             raise ValueError(f"the sampler's response is not a finite {steps + 1} x {steps + 1} matrix.")
         for run in self.runs:

@@ -40,7 +40,8 @@ def step_errors(calibration: Calibration, plan: PlanFile) -> np.ndarray:
 def plan_error(calibration: Calibration, plan: PlanFile) -> np.ndarray:
     """(runs,): error of the final latent over its norm, open loop, cross terms and guidance included.
 
-    Of a hindsight plan it is the error of interpolating its gaps, which is what the corrector comes to.
+    Of a hindsight plan it is the error of interpolating its gaps: what the corrector comes to where misses are believed
+    in full.
 
     Raises:
         ValueError: the plan is of another step count.

@@ -1,7 +1,7 @@
 """Closed-loop refinement: try a plan's neighbours on the calibration prompts and keep what serves the worst of them.
 
 The closed form does not see that later outputs answer to earlier errors. Early in a run that can decide: a schedule
-one step off may lose some prompts (docs/planning.md). So the plan and its neighbours, one computed step moved by one,
+one step off may lose some prompts (docs/research.md). So the plan and its neighbours, one computed step moved by one,
 are run on the calibrated prompts themselves, and the best by the worst quarter of the prompts is taken. The mean alone
 would choose schedules that lose a prompt for ever.
 """
