@@ -59,7 +59,7 @@ Boundary = Choose = Follower = Method = Modulation = Policy = Any
 # ---------- stepcache.hindsight.corrector ----------------------------------------------------------------------------
 # Forecasts; and once a computed step shows how the skipped ones before it went, bring the latent where it should be.
 
-MEMORY, START = 0.7, 0.7
+MEMORY, START = 0.7, 0.85
 """Weight of the former share in the average, and the first share."""
 
 

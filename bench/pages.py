@@ -77,7 +77,7 @@ def differences(results: dict[str, Any]) -> Iterator[dict[str, Any]]:
                 row["planned"] = found.mean() - best(methods, True, mean)[0]
                 row["planned worst"] = found[0] - best(methods, True, worst)[0]
                 row["gain"] = found.mean() - ours.mean()
-                row["four"] = values(methods["hindsight, planned from 4 runs"]).mean() - found.mean()
+                row["four"] = values(methods["hindsight, planned on 4 prompts"]).mean() - found.mean()
             yield row
 
 
@@ -112,6 +112,8 @@ def table(cells: dict[tuple[str, int], dict[str, Rows]], setting: str) -> str:
     names = list(dict.fromkeys(name for b in budgets for name in cells[setting, b]))
     lines = ["| " + setting + " | " + " | ".join(f"B = {b}" for b in budgets) + " |", "|---" * (len(budgets) + 1) + "|"]
     for name in names:
+        if not any(cells[setting, b].get(name) for b in budgets):
+            continue
         shown = [cell(cells[setting, b].get(name, []), b) for b in budgets]
         label = f"**{name}**" if name.startswith(OURS) else name
         lines.append(f"| {label} | " + " | ".join(shown) + " |")
@@ -146,10 +148,10 @@ def not_run(results: dict[str, Any]) -> str:
     """A sentence on methods that some or all models lack."""
     models = by_model(results)
     rows = {model: {name for methods in cells.values() for name in methods} for model, cells in models.items()}
-    known = set().union(*rows.values()) | {"EasyCache", "MagCache"}
+    known = set().union(*rows.values())
     lacking = {name: [model for model in rows if name not in rows[model]] for name in sorted(known)}
     found = [f"{name} on {', '.join(where)}" for name, where in lacking.items() if where]
-    return f"Not run yet: {'; '.join(found)}. " if found else ""
+    return f"Not run: {'; '.join(found)}. " if found else ""
 
 
 def page(results: dict[str, Any]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,6 +15,8 @@ import diffusers
 import numpy as np
 import torch
 
+from stepcache.bench.meter import Meter
+from stepcache.bench.peers import Entered
 from stepcache.core.plan import Plan
 from stepcache.core.strategy import Policy
 from stepcache.hosts.diffusers import accelerate
@@ -114,6 +116,16 @@ class Subject:
                 tensor.data = data
 
 
+@dataclass(frozen=True)
+class Peer:
+    """Another project's cache, entered through its own API."""
+
+    enter: Entered
+
+
+Method = Policy | Plan | Peer
+
+
 @dataclass
 class Series:
     """Prompts of one kind under one setting, and the uncached clips of them."""
@@ -136,19 +148,41 @@ class Series:
         with self.subject.as_set(self.setting):
             return self.subject.sample(self.texts, self.seeds, self.setting)
 
-    def clips(self, policy: Policy | Plan, alone: bool = False) -> tuple[np.ndarray, list[int]]:
-        """The clips under a policy, in one batch or one by one, and how many steps each computed."""
+    def clips(self, method: Method, alone: bool = False) -> tuple[np.ndarray, list[int]]:
+        """The clips under a method, in one batch or one by one, and how many steps each computed."""
         size = 1 if alone else self.count
         clips, counts = [], []
-        with self.subject.as_set(self.setting), accelerate(self.subject.pipe, policy) as run:
+        with self.subject.as_set(self.setting), self._entered(method) as computed:
             for i in range(0, self.count, size):
                 clips.append(self.subject.sample(self.texts[i : i + size], self.seeds[i : i + size], self.setting))
-                counts += [len(run.summary().computed)] * len(clips[-1])
+                counts += [computed()] * len(clips[-1])
         return np.concatenate(clips), counts
 
-    def score(self, policy: Policy | Plan, alone: bool = False) -> list[dict[str, float]]:
+    @contextmanager
+    def _entered(self, method: Method) -> Iterator[Callable[[], int]]:
+        """A method on the pipeline; what is yielded says how many steps the run before computed."""
+        pipe = self.subject.pipe
+        if not isinstance(method, Peer):
+            with accelerate(pipe, method) as run:
+                yield lambda: len(run.summary().computed)
+            return
+        meter, calls = Meter(pipe), [0]
+        hook = pipe.transformer.register_forward_pre_hook(lambda *_: calls.__setitem__(0, calls[0] + 1))
+
+        def computed() -> int:  # all blocks of a computed step run, and the first of the others
+            calls_a_step, ran = calls[0] // self.setting.steps, meter.executed[0] - calls[0]
+            calls[0] = meter.executed[0] = 0
+            return round(ran / (len(meter.blocks) - 1) / calls_a_step)
+
+        try:
+            with meter.watching(), method.enter(pipe, self.setting.steps):
+                yield computed
+        finally:
+            hook.remove()
+
+    def score(self, method: Method, alone: bool = False) -> list[dict[str, float]]:
         """Computed steps and PSNR (mean over frames, dB) of every prompt."""
-        clips, counts = self.clips(policy, alone)
+        clips, counts = self.clips(method, alone)
         return self.compared(clips, counts)
 
     def compared(self, clips: np.ndarray, counts: list[int]) -> list[dict[str, float]]:

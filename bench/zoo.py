@@ -14,6 +14,7 @@ while running take one prompt at a time.
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
 import platform
@@ -29,22 +30,24 @@ import numpy as np
 import torch
 from pages import Rows, draw, page
 from rivals import DMD, VDE, Following, Replay, hicache, spectrum, spectrum_schedule, taylor, zeus
-from subjects import FOLDERS, ROOT, Series, Setting, Subject
+from subjects import FOLDERS, ROOT, Peer, Series, Setting, Subject
 from tqdm import tqdm
 
 import stepcache
 from stepcache import EasyCache, Hindsight, LeMiCa, Plan, PlanFile, Uniform
+from stepcache.bench import peers
 from stepcache.core.plan import even
 from stepcache.files import check_writable, write_atomically
 from stepcache.planning.calibration import Calibration
 from stepcache.planning.costs import gram_edges, magcache_ratios, plan_hindsight, plan_lemica, plan_magcache
+from stepcache.planning.refine import climb
 from stepcache.planning.replay import MeasuredEdges
 
 OUT = ROOT / "bench" / "zoo.json"
-BUDGETS = {50: (25, 20, 14, 10), 28: (14, 10)}
+BUDGETS, FEWER_BUDGETS = {50: (25, 20, 14, 10), 28: (14, 10)}, (25, 14)
 OWN = (Setting(50), Setting(28))
 MORE = {"tiny-wan": (Setting(50, 4.0), Setting(50, 7.0), Setting(50, sampler="euler"), Setting(50, sampler="dpm++"))}
-CALIBRATION_RUNS = 8
+CALIBRATION_RUNS, TRIALS = 8, 16
 
 
 @dataclass
@@ -54,7 +57,7 @@ class Bench:
     subject: Subject
     setting: Setting
     prompts: int
-    _trials: dict[tuple[int, int], tuple[float, float]] = field(default_factory=dict)
+    _trials: dict[tuple[str, int], tuple[float, float]] = field(default_factory=dict)
 
     @cached_property
     def evaluation(self) -> Series:
@@ -83,10 +86,20 @@ class Bench:
         """Of a run."""
         return self.setting.steps
 
-    def planned(self, budget: int, runs: int = CALIBRATION_RUNS) -> Plan:
-        """Our schedule from the first `runs` of the calibration."""
-        source = replace(self.calibration, runs=self.calibration.runs[:runs])
-        return plan_hindsight(source, budget).plan
+    def own(self, budget: int) -> Plan:
+        """Hindsight's own schedule."""
+        return plan_hindsight(self.calibration, budget).plan
+
+    def planned(self, budget: int, prompts: int = CALIBRATION_RUNS) -> Plan:
+        """The best of `TRIALS` schedules on the first of the tuning prompts."""
+        tuning = self.tuning if prompts == self.tuning.count else replace(self.tuning, count=prompts)
+
+        def errors_of(computed: tuple[int, ...]) -> tuple[float, ...]:
+            rows = tuning.score(PlanFile(Plan(self.steps, computed), "hindsight"))
+            return tuple(10 ** (-row["psnr"] / 20) for row in rows)
+
+        best, _ = climb(self.own(budget), errors_of, TRIALS)
+        return Plan(self.steps, best.computed)
 
     def magcache(self, budget: int) -> Rows:
         """Own ratios; of the settings (K, retention) that reach the budget the best on the tuning prompts."""
@@ -103,21 +116,33 @@ class Bench:
         return self.evaluation.score(found[max(scores, key=lambda c: scores[c])])
 
     def easycache(self, budget: int) -> Rows:
-        """The threshold whose mean count on the tuning prompts is nearest the budget; best of two ret_steps."""
+        """The better of two ret_steps."""
+        rets = [r for r in (10, 5) if r < budget - 1]
+        return self._searched({f"EasyCache {r}": functools.partial(EasyCache, ret_steps=r) for r in rets}, budget)
+
+    def seacache(self, budget: int) -> Rows:
+        """The better of two bounds on steps reused in a row."""
+        if self.subject.name != "tiny-wan":  # diffusers 0.42's skips nothing on the other three transformers
+            return []
+        bounds = [n for n in (2, 6) if self.steps / (n + 1) < budget]
+        made = {f"SeaCache {n}": lambda t, n=n: Peer(peers.sea_cache(t, most=n)) for n in bounds}
+        return self._searched(made, budget)
+
+    def _searched(self, kinds: dict[str, Callable[[float], Any]], budget: int) -> Rows:
+        """The threshold whose mean count on the tuning prompts is nearest the budget; of several kinds the best."""
         thresholds = [float(t) for t in np.geomspace(1e-3, 5, 218)]
-        best: tuple[float, EasyCache] | None = None
-        for ret_steps in (r for r in (10, 5) if r < budget - 1):
+        best: tuple[float, Any] | None = None
+        for kind, make in kinds.items():
             low, high = 0, len(thresholds) - 1
             while high - low > 1:
                 middle = (low + high) // 2
-                policy = EasyCache(thresholds[middle], ret_steps)
-                if (ret_steps, middle) not in self._trials:
-                    rows = self.tuning.score(policy, alone=True)
-                    self._trials[ret_steps, middle] = mean(rows, "computed"), mean(rows, "psnr")
-                count, quality = self._trials[ret_steps, middle]
+                if (kind, middle) not in self._trials:
+                    rows = self.tuning.score(make(thresholds[middle]), alone=True)
+                    self._trials[kind, middle] = mean(rows, "computed"), mean(rows, "psnr")
+                count, quality = self._trials[kind, middle]
                 low, high = (middle, high) if count > budget else (low, middle)
                 if abs(count - budget) <= 0.7 and (best is None or quality > best[0]):
-                    best = quality, policy
+                    best = quality, make(thresholds[middle])
         return self.evaluation.score(best[1], alone=True) if best else []
 
     def replayed(self, policy: Any) -> Rows:
@@ -157,6 +182,10 @@ METHODS: dict[str, Method] = {
     "LeMiCa, measured edges": on(lambda b, n: plan_lemica(b.calibration, n, b.edges.mean()).plan),
     "MagCache": Bench.magcache,
     "EasyCache": Bench.easycache,
+    "SeaCache": Bench.seacache,
+    "cache-dit, TaylorSeer": on(lambda b, n: Peer(peers.dbcache_on(even(b.steps, n).computed, "taylorseer"))),
+    "cache-dit, DMD": on(lambda b, n: Peer(peers.dbcache_on(even(b.steps, n).computed, "dmd"))),
+    "cache-dit, FoCa": on(lambda b, n: Peer(peers.dbcache_on(even(b.steps, n).computed, "foca"))),
     "extrapolation, order 1": on(lambda b, n: taylor(even(b.steps, n), 1)),
     "extrapolation, order 2": on(lambda b, n: taylor(even(b.steps, n), 2)),
     "Spectrum, w = 0.5": on(lambda b, n: spectrum(even(b.steps, n), 0.5)),
@@ -167,23 +196,22 @@ METHODS: dict[str, Method] = {
     "VDE": on(lambda b, n: Following(even(b.steps, n), VDE)),
     "DMD": on(lambda b, n: Following(even(b.steps, n), DMD)),
     "extrapolation, order 1, replayed": lambda b, n: b.replayed(taylor(even(b.steps, n), 1)),
-    "our steps: sampler alone": lambda b, n: b.evaluation.on_grid(b.planned(n).computed),
-    "our steps: extrapolation": on(lambda b, n: taylor(b.planned(n), 1)),
-    "our steps: extrapolation, replayed": lambda b, n: b.replayed(taylor(b.planned(n), 1)),
+    "our steps: sampler alone": lambda b, n: b.evaluation.on_grid(b.own(n).computed),
+    "our steps: extrapolation": on(lambda b, n: taylor(b.own(n), 1)),
+    "our steps: extrapolation, replayed": lambda b, n: b.replayed(taylor(b.own(n), 1)),
     "hindsight": on(lambda b, n: Hindsight(n)),
     "hindsight, replayed": lambda b, n: b.replayed(Hindsight(n)),
     "hindsight, planned": on(lambda b, n: PlanFile(b.planned(n), "hindsight")),
-    "hindsight, planned from 4 runs": on(lambda b, n: PlanFile(b.planned(n, 4), "hindsight")),
+    "hindsight, planned on 4 prompts": on(lambda b, n: PlanFile(b.planned(n, 4), "hindsight")),
 }
-"""Names that begin with "hindsight" are ours, with "our steps" rivals of the planned one (`pages`)."""
+"""Names that begin with "hindsight" are ours; rivals on "our steps" have hindsight's own schedule (`pages`)."""
 
 
 def cells(models: Iterable[str]) -> Iterable[tuple[str, Setting, int]]:
     """(model, setting, budget): all that is measured."""
     for model in models:
-        for setting in (*OWN, *MORE.get(model, ())):
-            for budget in BUDGETS[setting.steps]:
-                yield model, setting, budget
+        yield from ((model, setting, budget) for setting in OWN for budget in BUDGETS[setting.steps])
+        yield from ((model, setting, budget) for setting in MORE.get(model, ()) for budget in FEWER_BUDGETS)
 
 
 def run(args: argparse.Namespace, results: dict[str, Any]) -> None:
@@ -194,6 +222,7 @@ def run(args: argparse.Namespace, results: dict[str, Any]) -> None:
     wanted = [(*cell, name) for cell in cells(args.model or FOLDERS) for name in names]
     missing = [w for w in wanted if w[3] not in results["cells"].get(key(*w[:3]), {})]
     bench: Bench | None = None
+    absent: dict[str, str] = {}
     with tqdm(total=len(wanted), initial=len(wanted) - len(missing), desc="zoo", unit="row", dynamic_ncols=True) as bar:
         for model, setting, budget, name in missing:
             if bench is None or bench.subject.name != model:
@@ -201,10 +230,17 @@ def run(args: argparse.Namespace, results: dict[str, Any]) -> None:
             if bench.setting != setting:
                 bench = Bench(bench.subject, setting, args.prompts)
             bar.set_postfix_str(f"{model}, {setting.name}, {budget}, {name}")
-            rows = METHODS[name](bench, budget)
+            try:
+                rows = METHODS[name](bench, budget)
+            except ImportError as error:
+                absent[name] = str(error)
+                bar.update()
+                continue
             results["cells"].setdefault(key(model, setting, budget), {})[name] = rows
             write_atomically(args.out, json.dumps(results) + "\n")
             bar.update()
+    for name, why in absent.items():
+        print(f"{name} was not run: {why}")
 
 
 def key(model: str, setting: Setting, budget: int) -> str:

@@ -89,6 +89,8 @@ def test_methods_as_text():
         ("uncached:3", "expected uncached"),
         ("diffusers-magcache:0.1", "needs ratios=FILE"),
         ("cachedit-mask:brisk", "expected slow, medium"),
+        ("cachedit:0.1,forecast=cubic", "expected taylorseer, dmd, foca"),
+        ("cachedit:0.1,forecast=dmd,taylor=2", "it has no effect on dmd"),
     ],
 )
 def test_bad_methods(text, message):
@@ -163,7 +165,8 @@ def test_the_meter_counts_below_every_peer(model):
     pipe.set_progress_bar_config(disable=True)
     request = Request("a red circle", steps=6, height=64, width=64, num_frames=5)
     whole = sum(run_once(pipe, request, parse_one("uncached")).executed)
-    for method in ("cachedit:100,W=2", "cachedit:100,W=2,taylor=1", "diffusers-taylorseer:3", "seacache:100"):
+    cachedit = ("cachedit:100,W=2", "cachedit:100,W=2,taylor=1", "cachedit:100,W=2,forecast=dmd")
+    for method in (*cachedit, "diffusers-taylorseer:3", "seacache:100"):
         assert 0 < sum(run_once(pipe, request, parse_one(method)).executed) < whole, method
     assert sum(run_once(pipe, request, parse_one("uncached")).executed) == whole
 

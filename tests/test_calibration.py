@@ -24,7 +24,6 @@ from stepcache.planning.calibrate import calibrate, describe
 from stepcache.planning.calibration import Calibration, Recorder, gram_matrix
 from stepcache.planning.costs import (
     final_error,
-    gap_costs,
     gram_edges,
     magcache_ratios,
     plan_error,
@@ -188,55 +187,21 @@ def test_a_plan_s_open_loop_error_is_what_the_tensors_say(calibrated):
     assert plan_error(calibration, PlanFile(Plan(STEPS, tuple(range(STEPS))))).max() == 0
 
 
-def test_gap_costs_are_the_errors_of_single_gaps(calibrated):
-    calibration, _ = calibrated
-    sensitivity = np.linspace(1, 2, STEPS)
-    first, costs = gap_costs(calibration, sensitivity, power=2.0, longest=4)
-    scaled = replace(
-        calibration,
-        response=np.vstack(
-            [
-                calibration.response[:-1],
-                np.concatenate([calibration.response[-1, :1], calibration.influence * sensitivity])[None],
-            ]
-        ),
-    )
-
-    def alone(gap, before):
-        """Error of a plan that computes all but the inside of one gap."""
-        k1, j = gap
-        computed = tuple(k for k in range(STEPS) if not k1 < k < j and not (before is not None and before < k < k1))
-        keep = tuple(w for w in taylor_weights(computed, STEPS, 1) if k1 < w[0] < j)
-        vector = np.zeros(len(calibration.grams[0]))
-        for step in range(k1 + 1, j):
-            row = dict(keep).get(step, (1.0,))
-            sources = [k for k in computed if k < step][::-1][: len(row)]
-            vector[step] -= scaled.influence[step]
-            for k, w in zip(sources, row, strict=True):
-                vector[k] += scaled.influence[step] * w
-        square = np.einsum("a,rab,b->r", vector, calibration.grams, vector)
-        return float((square / calibration.final_norms**2).mean())
-
-    assert first[3] == pytest.approx(alone((0, 3), None), rel=1e-6)
-    for k2, k1, j in ((0, 2, 5), (3, 4, 8), (1, 4, 6), (2, 3, 4)):
-        assert costs[k1, k1 - k2, j - k1] == pytest.approx(alone((k1, j), k2), rel=1e-6, abs=1e-12)
-    assert np.isinf(costs[8, 1, 2]), "no jump leads beyond the last step"
-
-    scheduler = tiny_pipe().scheduler
-    scheduler.set_timesteps(STEPS)
-    assert calibration.levels == pytest.approx(scheduler.sigmas[:STEPS].tolist(), abs=1e-3)
-    early = np.sqrt(calibration.levels)
-    np.testing.assert_allclose(gap_costs(calibration, longest=4)[1], gap_costs(calibration, early, longest=4)[1], 1e-4)
-
-
 def test_planned_schedules(calibrated):
     calibration, _ = calibrated
     plan = plan_hindsight(calibration, 5)
     assert (plan.budget, plan.method, plan.boundary) == (5, "hindsight", "output")
     assert plan.guidance_range == pytest.approx((3.5, 6.5))
     assert plan.plan.weights == ()
-    with pytest.raises(ValueError, match="smallest budget is 4, the largest 10"):
-        plan_hindsight(calibration, 3, longest=3)
+    assert plan.plan == Hindsight(5).plan(STEPS, calibration.levels), "the one that a run without a plan follows"
+    with pytest.raises(ValueError, match="budget is 11"):
+        plan_hindsight(calibration, 11)
+
+
+def test_noise_levels_are_the_scheduler_s(calibrated):
+    scheduler = tiny_pipe().scheduler
+    scheduler.set_timesteps(STEPS)
+    assert calibrated[0].levels == pytest.approx(scheduler.sigmas[:STEPS].tolist(), abs=1e-3)
 
 
 def test_lemica_s_graph_in_closed_form_and_by_replays(calibrated):

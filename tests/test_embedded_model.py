@@ -1,16 +1,14 @@
 """The embedded model loads with stock diffusers, is small enough, and its card says what was measured."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import near
 from diffusers import WanPipeline
 
 import stepcache
-from stepcache import LeMiCa, PlanFile
+from stepcache import LeMiCa
 from stepcache.planning.calibration import Calibration
 from stepcache.planning.costs import plan_hindsight
 
@@ -77,10 +75,9 @@ def test_the_card_states_the_measurement():
     assert measured["direction_of_real_clips"] == 1
 
 
-def test_shipped_plans_are_of_this_model_and_can_be_planned_again():
+def test_the_shipped_calibration_is_of_this_model():
     calibration = Calibration.load(MODEL / "calibration.json")
-    plans = [PlanFile.load(path) for path in sorted((MODEL / "plans").glob("*.json"))]
-    assert [plan.budget for plan in plans] == [10, 14, 17, 20, 25]
-    for plan in plans:
-        assert (plan.model, plan.plan.num_steps, plan.method) == (calibration.model, 50, "hindsight")
-        assert asdict(plan_hindsight(calibration, plan.budget)) == near(plan)
+    plan = plan_hindsight(calibration, 20)
+    assert (plan.model, plan.plan.num_steps, plan.method) == (calibration.model, 50, "hindsight")
+    assert len(calibration.runs) == 8
+    assert 0 < dict(plan.figures)["open_loop_error_mean"] < 0.2

@@ -4,12 +4,11 @@ import itertools
 import random
 import time
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepcache.planning.paths import OBJECTIVES, best_path, best_path_with_memory, fewest
+from stepcache.planning.paths import OBJECTIVES, best_path, fewest
 
 
 def cost(path, edges, objective, gamma):
@@ -110,37 +109,3 @@ def test_bad_settings():
         best_path({}, 4, 4, "power", 0.5)
     with pytest.raises(ValueError, match="the largest 4"):
         best_path({}, 4, 5)
-
-
-def with_memory(path, first, costs):
-    total = first[path[1]]
-    for a, b, c in zip(path, path[1:], path[2:], strict=False):
-        total += costs[b, b - a, c - b]
-    return total
-
-
-@given(st.integers(3, 9), st.integers(2, 5), st.integers(2, 9), st.integers(0, 10**6), st.booleans())
-def test_paths_with_memory_are_optimal(num_steps, longest, budget, seed, holes):
-    rng = np.random.default_rng(seed)
-    first = rng.integers(0, 6, longest + 1).astype(float)
-    costs = rng.integers(0, 6, (num_steps, longest + 1, longest + 1)).astype(float)
-    if holes:
-        costs[rng.random(costs.shape) < 0.3] = np.inf
-    found = []
-    for inner in itertools.combinations(range(1, num_steps - 1), budget - 2):
-        path = (0, *inner, num_steps - 1)
-        if max(b - a for a, b in itertools.pairwise(path)) <= longest:
-            found.append(with_memory(path, first, costs))
-    best = min(found, default=np.inf)
-    if not np.isfinite(best):
-        with pytest.raises(ValueError, match="no path of"):
-            best_path_with_memory(first, costs, budget)
-        return
-    path = best_path_with_memory(first, costs, budget)
-    assert (len(path), path[0], path[-1]) == (budget, 0, num_steps - 1)
-    assert with_memory(path, first, costs) == best
-
-
-def test_a_thousand_steps_with_memory_take_seconds():
-    costs = np.random.default_rng(0).random((1000, 11, 11))
-    assert seconds(lambda: len(best_path_with_memory(costs[0, 0], costs, 400)) == 400, 10) < 10

@@ -10,10 +10,11 @@ import pytest
 import subjects
 import torch
 import zoo
-from subjects import FOLDERS, Series, Setting, Subject
+from subjects import FOLDERS, Peer, Series, Setting, Subject
 
 import stepcache
 from stepcache import Hindsight, Uniform
+from stepcache.bench import peers
 
 KINDS = {
     "tiny-wan": ("WanPipeline", "UniPCMultistepScheduler"),
@@ -70,6 +71,7 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setattr(zoo, "OWN", (SMALL,))
     monkeypatch.setattr(zoo, "BUDGETS", {8: (5,)})
     monkeypatch.setattr(zoo, "CALIBRATION_RUNS", 2)
+    monkeypatch.setattr(zoo, "TRIALS", 2)
 
     def run(*flags):
         monkeypatch.setattr(sys, "argv", ["zoo.py", "--out", str(tmp_path / "zoo.json"), "--prompts", "2", *flags])
@@ -111,22 +113,44 @@ def test_the_pages_say_what_was_measured(tmp_path):
         "our steps: extrapolation": row(36.0, 38.0),
         "hindsight": row(33.0, 39.0),
         "hindsight, planned": row(35.0, 40.0),
-        "hindsight, planned from 4 runs": row(34.0, 39.0),
+        "hindsight, planned on 4 prompts": row(34.0, 39.0),
     }
     lost = {**methods, "hindsight": row(28.0, 36.0), "fewer steps": []}
-    results = {"cells": {"emoji; 50 steps; 5": methods, "emoji; 28 steps; 5": lost}, "about": defaultdict(str)}
+    other = {"uniform reuse": row(30.0, 34.0), "VDE": row(20.0, 21.0)}
+    results = {
+        "cells": {"emoji; 50 steps; 5": methods, "emoji; 28 steps; 5": lost, "patterns; 50 steps; 5": other},
+        "about": defaultdict(str),
+    }
     won, behind = pages.differences(results)
     assert (won["rival"], won["mean"], won["worst"]) == ("fewer steps", 3.0, 3.0)
     assert (won["planned"], won["planned worst"], won["gain"], won["four"]) == (0.5, -1.0, 1.5, -1.0)
     assert (behind["rival"], behind["mean"], behind["worst"]) == ("uniform reuse", 0.0, -2.0)
     text = pages.page(results)
+    assert "Not run: VDE on emoji; fewer steps on patterns; hindsight" in text
     assert "| by how much, averaged over cells | +1.5 dB |" in text
     assert "| its worst prompt not below uniform reuse's by more than 0.5 dB | 1 of 2 cells |" in text
     assert "| **hindsight** | 36.0 / 33.0 / 33.0 |" in text
-    assert "| fewer steps | - |" in text
-    assert "Not run yet: EasyCache on emoji; MagCache on emoji." in text
+    assert text.count("| fewer steps |") == 1, "a table leaves out what has no row in it"
     pages.draw(results, tmp_path / "figures" / "zoo.svg")
     assert (tmp_path / "figures" / "zoo.svg").stat().st_size > 1000
+
+
+def test_a_peer_s_computed_steps_are_counted(monkeypatch):
+    pytest.importorskip("cache_dit", reason="cache-dit is not installed (pip install 'stepcache[peers]')")
+    for name in ("landscapes", "tiny-wan"):  # one call a step, and two
+        series = Series(Subject(name), SMALL, "evaluation", 2)
+        rows = series.score(Peer(peers.dbcache_on((0, 2, 5, 7), "dmd")))
+        assert [row["computed"] for row in rows] == [4, 4]
+        assert all(row["psnr"] < 60 for row in rows)
+        assert all(row["psnr"] > 60 for row in series.score(Uniform(8))), "nothing of it stays"
+
+
+def test_an_absent_package_is_said_and_its_rows_stay_open(small, monkeypatch, capsys):
+    with monkeypatch.context() as m:
+        m.setattr(peers.importlib.util, "find_spec", lambda name: None)
+        found = small("--model", "landscapes", "--only", "cache-dit, DMD;uniform reuse")
+    assert "cache-dit, DMD was not run: cachedit needs cache-dit: pip install" in capsys.readouterr().out
+    assert set(found["cells"]["landscapes; 8 steps; 5"]) == {"uniform reuse"}
 
 
 def test_what_cannot_be_run_is_said(small, monkeypatch, tmp_path):

@@ -214,10 +214,10 @@ KINDS: dict[str, Kind] = {
         "threshold",
         _number,
         peers.dbcache,
-        {"F": int, "B": int, "W": int, "MC": int, "taylor": int},
+        {"F": int, "B": int, "W": int, "MC": int, "taylor": int, "forecast": str},
         (1e-3, 2.0),
     ),
-    "cachedit-mask": Kind("policy", str, peers.dbcache_mask, {"F": int, "taylor": int}),
+    "cachedit-mask": Kind("policy", str, peers.dbcache_mask, {"F": int, "taylor": int, "forecast": str}),
 }
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -15,6 +15,8 @@ from stepcache.methods import Ratios
 
 Entered = Callable[[Any, int], AbstractContextManager[None]]
 """(pipeline, steps) -> a context in which the cache is enabled on the pipeline's transformer."""
+FORECASTS = {"taylorseer": "TaylorSeerCalibratorConfig", "dmd": "DMDCalibratorConfig", "foca": "FoCaCalibratorConfig"}
+"""cache-dit's calibrators and the names of their settings there."""
 
 
 def first_block_cache(threshold: float) -> Entered:
@@ -91,10 +93,12 @@ def _diffusers(name: str, settings: Callable[[int], dict[str, Any]]) -> Entered:
     return entered
 
 
-def dbcache(threshold: float, F: int = 1, B: int = 0, W: int = 8, MC: int = -1, taylor: int = 0) -> Entered:
+def dbcache(
+    threshold: float, F: int = 1, B: int = 0, W: int = 8, MC: int = -1, taylor: int = 0, forecast: str = ""
+) -> Entered:
     """DBCache of cache-dit: the first `F` and last `B` blocks always run, `W` warm-up steps, `MC` reused in a row.
 
-    `taylor`: order of its TaylorSeer calibrator; 0 repeats the residual.
+    `forecast`: its calibrator, see `FORECASTS`, of order `taylor` if it is taylorseer; none repeats the residual.
     """
     settings = {
         "Fn_compute_blocks": F,
@@ -103,23 +107,36 @@ def dbcache(threshold: float, F: int = 1, B: int = 0, W: int = 8, MC: int = -1, 
         "max_continuous_cached_steps": MC,
         "residual_diff_threshold": threshold,
     }
-    return _cache_dit(lambda module, steps: settings, taylor)
+    return _cache_dit(lambda module, steps: settings, forecast, taylor)
 
 
-def dbcache_mask(policy: str, F: int = 1, taylor: int = 0) -> Entered:
+def dbcache_mask(policy: str, F: int = 1, taylor: int = 0, forecast: str = "") -> Entered:
     """Static step masks of cache-dit: slow, medium, fast or ultra."""
-
-    def settings(module: Any, steps: int) -> dict[str, Any]:
-        mask = module.steps_mask(mask_policy=policy, total_steps=steps)
-        return {"Fn_compute_blocks": F, "steps_computation_mask": mask, "steps_computation_policy": "static"}
-
     if policy not in ("slow", "medium", "fast", "ultra"):
         raise ValueError(f"the mask is {policy!r}; expected slow, medium, fast or ultra.")
-    return _cache_dit(settings, taylor)
+    return _masked(lambda module, steps: module.steps_mask(mask_policy=policy, total_steps=steps), F, forecast, taylor)
 
 
-def _cache_dit(settings: Callable[[Any, int], dict[str, Any]], taylor: int) -> Entered:
-    """Raises ImportError now, before any model is loaded, if cache-dit is not installed."""
+def dbcache_on(computed: Collection[int], forecast: str = "") -> Entered:
+    """cache-dit on given computed steps; its first block runs at skipped ones too."""
+    return _masked(lambda module, steps: [int(step in computed) for step in range(steps)], 1, forecast, 0)
+
+
+def _masked(mask: Callable[[Any, int], list[int]], F: int, forecast: str, taylor: int) -> Entered:
+    def settings(module: Any, steps: int) -> dict[str, Any]:
+        given = mask(module, steps)
+        return {"Fn_compute_blocks": F, "steps_computation_mask": given, "steps_computation_policy": "static"}
+
+    return _cache_dit(settings, forecast, taylor)
+
+
+def _cache_dit(settings: Callable[[Any, int], dict[str, Any]], forecast: str, taylor: int) -> Entered:
+    """Raises, now, before any model is loaded: ImportError if cache-dit is not installed, ValueError for a forecast."""
+    forecast = forecast or ("taylorseer" if taylor else "")
+    if forecast and forecast not in FORECASTS:
+        raise ValueError(f"the forecast is {forecast!r}; expected {', '.join(FORECASTS)}.")
+    if taylor and forecast != "taylorseer":
+        raise ValueError(f"taylor={taylor} is the order of the taylorseer forecast; it has no effect on {forecast}.")
     if importlib.util.find_spec("cache_dit") is None:
         raise ImportError("cachedit needs cache-dit: pip install 'stepcache[peers]'.")
 
@@ -130,7 +147,8 @@ def _cache_dit(settings: Callable[[Any, int], dict[str, Any]], taylor: int) -> E
         for name in [n for n in logging.root.manager.loggerDict if n.startswith("cache_dit")]:
             logging.getLogger(name).setLevel(logging.ERROR)  # a dozen lines each time it is enabled
         config = cache_dit.DBCacheConfig(num_inference_steps=steps, **settings(cache_dit, steps))
-        calibrator = cache_dit.TaylorSeerCalibratorConfig(taylorseer_order=taylor) if taylor else None
+        order = {"taylorseer_order": taylor or 1} if forecast == "taylorseer" else {}
+        calibrator = getattr(cache_dit, FORECASTS[forecast])(**order) if forecast else None
         cache_dit.enable_cache(pipe, cache_config=config, calibrator_config=calibrator)
         try:
             yield None

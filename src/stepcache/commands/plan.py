@@ -1,10 +1,11 @@
-"""`stepcache plan`: the best plan for a budget, from a calibration, in seconds and without the model.
+"""`stepcache plan`: a plan for a model that was calibrated.
 
-    stepcache plan --calibration calibration.json --budget 20 --out plan.json
+    stepcache plan --calibration calibration.json --budget 20 --refine 16 --model DIR --out plan.json
     stepcache generate --model DIR --prompt "..." --plan plan.json --output clip.mp4
 
-Instead of a budget, say what is wanted: `--target-speedup 2.5`, or `--target-psnr 35` (a forecast from the
-calibration's closed form: see docs/research.md for how far it holds).
+Schedules are tried on the calibrated prompts themselves, beginning with Hindsight's own. Without `--refine` that one is
+written, with the errors to expect: seconds, without the model. Instead of a budget, say what is wanted:
+`--target-speedup 2.5`, or `--target-psnr 35` (a forecast from the calibration).
 """
 
 from __future__ import annotations
@@ -86,8 +87,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--longest",
         type=int,
         default=LONGEST_GAP,
-        needs=("--method hindsight", "--edges gram", "--edges replay"),
-        help=f"most steps from one computed step to the next ({LONGEST_GAP})",
+        needs=("--edges gram", "--edges replay"),
+        help=f"most steps from one computed step to the next in LeMiCa's graph ({LONGEST_GAP})",
     )
     _add_method_flags(flags)
     group = flags.group("running the model (--edges replay, --refine)")
@@ -107,8 +108,8 @@ def _add_method_flags(flags: Flags) -> None:
         metavar="TRIALS",
         group=flags.group("hindsight"),
         needs="--method hindsight",
-        help="try so many neighbouring schedules on the calibrated prompts, keep the one that serves the worst quarter "
-        "of them best (needs --model; one trial takes budget/steps of a calibration's time; resumes)",
+        help="try so many schedules on the calibrated prompts, 16 are enough, and keep the one that serves the worst "
+        "quarter of them best (needs --model; one trial takes budget/steps of a calibration's time; resumes)",
     )
     add = functools.partial(flags.add, group=flags.group("lemica"))
     add(
@@ -253,7 +254,7 @@ def budget_at_speedup(args: argparse.Namespace, steps: int) -> int:
 
 def hindsight(args: argparse.Namespace, calibration: Calibration, budget: int) -> PlanFile:
     """Our plan by the flags."""
-    plan = plan_hindsight(calibration, budget, longest=args.longest)
+    plan = plan_hindsight(calibration, budget)
     return plan if args.refine is None else refined(args, calibration, plan)
 
 

@@ -19,7 +19,7 @@ import torch
 
 Row = tuple[float, ...]
 """Coefficients over the computed outputs, newest first."""
-MEMORY, START = 0.7, 0.7
+MEMORY, START = 0.7, 0.85
 """Weight of the former share in the average, and the first share."""
 
 

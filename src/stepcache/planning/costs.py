@@ -1,4 +1,4 @@
-"""From a calibration to the best plan for any budget, without another evaluation of the model.
+"""From a calibration to plans and the errors to expect of them, without another evaluation of the model.
 
 Everything here is a quadratic form of the calibration's Gram matrices. A plan's error in the guided output of step s is
 a combination of recorded ones; weighted with the sampler's influence g_s it is its error in the final latent (open
@@ -8,16 +8,17 @@ loop: as if the later outputs did not answer to it).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 
 from stepcache.core.plan import Plan
 from stepcache.hindsight.corrector import order_one
+from stepcache.hindsight.method import Hindsight
 from stepcache.methods.magcache import MagCache, Ratios
 from stepcache.planning.calibration import Calibration, quadratic
-from stepcache.planning.paths import Edges, Objective, best_path, best_path_with_memory
+from stepcache.planning.paths import Edges, Objective, best_path
 from stepcache.planning.plan_file import PlanFile
 
 LONGEST_GAP = 12
@@ -116,83 +117,17 @@ def plan_lemica(
     return finished(calibration, PlanFile(Plan(calibration.num_steps, computed), "lemica", source=source))
 
 
-def plan_hindsight(
-    calibration: Calibration,
-    budget: int,
-    *,
-    sensitivity: Sequence[float] | None = None,
-    power: float = 2.0,
-    longest: int = LONGEST_GAP,
-    graph: tuple[np.ndarray, np.ndarray] | None = None,
-) -> PlanFile:
-    """Our plan: the schedule whose extrapolated gaps disturb the final latent least.
+def plan_hindsight(calibration: Calibration, budget: int) -> PlanFile:
+    """Hindsight's own schedule for the calibrated noise levels, with the errors that the calibration expects of it.
 
-    A gap from k1 to j, before which k2 was computed, costs the mean over runs of
-    | sum over its steps s of sens_s g_s (extrapolated - true guided output of s) | ** power; errors inside a gap add up
-    with their signs, those of different gaps are added as costs.
-
-    Args:
-        calibration: what was measured.
-        budget: computed steps, 2 or more.
-        sensitivity: (S,) how much more the final latent moves than its open-loop influence says; default: the square
-            root of the noise level, since early errors grow longest (1 where the noise level is not known).
-        power: exponent of a gap's cost.
-        longest: most steps from one computed step to the next.
-        graph: what `gap_costs` gave for these settings, for whoever plans many budgets.
+    A starting point: the closed form knows nothing better (docs/research.md); what is better is found by trials
+    (`refine`).
 
     Raises:
-        ValueError: no schedule of this budget; the sentence names the smallest and largest.
+        ValueError: a budget below 2 or above the step count.
     """
-    first, costs = graph or gap_costs(calibration, sensitivity, power, longest)
-    computed = best_path_with_memory(first, costs, budget)
-    return finished(calibration, PlanFile(Plan(calibration.num_steps, computed), "hindsight"))
-
-
-def gap_costs(
-    calibration: Calibration,
-    sensitivity: Sequence[float] | None = None,
-    power: float = 2.0,
-    longest: int = LONGEST_GAP,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Costs of all gaps as `best_path_with_memory` takes them: (L + 1,) and (S, L + 1, L + 1); see `plan_hindsight`."""
-    steps = calibration.num_steps
-    longest = min(longest, steps - 1)
-    if sensitivity is None:
-        sensitivity = [math.sqrt(max(level, 0.0)) for level in calibration.levels or [1.0] * steps]
-    effect = calibration.influence * np.asarray(sensitivity, float)
-    guided = calibration.grams
-    norms = calibration.final_norms
-    costs = np.full((steps, longest + 1, longest + 1), np.inf)
-    first = np.full(longest + 1, np.inf)
-    for node in range(steps):
-        for back in range(0 if node == 0 else 1, min(node, longest) + 1):
-            window = np.arange(node - back, min(node + longest, steps))
-            vectors = _gap_vectors(effect[window], back)
-            inner = guided[:, window[:, None], window]
-            square = np.einsum("ja,rab,jb->jr", vectors, inner, vectors).clip(0)
-            row = ((np.sqrt(square) / norms) ** power).mean(1)
-            if node == 0:
-                first[1 : len(row) + 1] = row
-            else:
-                reach = min(longest, steps - 1 - node)
-                costs[node, back, 1 : reach + 1] = row[:reach]
-    return first, costs
-
-
-def _gap_vectors(effect: np.ndarray, back: int) -> np.ndarray:
-    """(gaps, window): row b - 1 is the error of the jump over b steps, over the outputs of the window.
-
-    The window begins at k2 (or at k1 if nothing came before, `back` 0) and ends before the last step within reach.
-    """
-    ahead = len(effect) - back
-    single = np.zeros((ahead, len(effect)))  # row d: the error of step k1 + d alone; row 0, a computed step, none
-    for d in range(1, ahead):
-        c = d / back if back else 0.0
-        single[d, back] += 1 + c
-        single[d, 0] -= c
-        single[d, back + d] -= 1
-        single[d] *= effect[back + d]
-    return single.cumsum(0)
+    schedule = Hindsight(budget).plan(calibration.num_steps, calibration.levels or None)
+    return finished(calibration, PlanFile(schedule, "hindsight"))
 
 
 def magcache_ratios(calibration: Calibration) -> Ratios:

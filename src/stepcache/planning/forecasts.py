@@ -7,13 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from stepcache.hindsight.method import Hindsight
 from stepcache.planning.calibration import Calibration
-from stepcache.planning.costs import (
-    gap_costs,
-    plan_error,
-    plan_hindsight,
-)
+from stepcache.planning.costs import plan_error, plan_hindsight
 from stepcache.planning.plan_file import PlanFile
 
 
@@ -31,13 +26,10 @@ class Forecast:
 
 
 def forecasts(calibration: Calibration) -> list[Forecast]:
-    """The trade-off curve error(B), for every budget that has a plan."""
-    found, graph = [], gap_costs(calibration)
+    """The trade-off curve error(B), for every budget from 3 on."""
+    found = []
     for budget in range(3, calibration.num_steps + 1):
-        try:
-            plan = plan_hindsight(calibration, budget, graph=graph)
-        except ValueError:
-            continue
+        plan = plan_hindsight(calibration, budget)
         error = float(plan_error(calibration, plan).mean())
         found.append(Forecast(budget, error, psnr_of(calibration, error), plan))
     return found
@@ -55,8 +47,7 @@ def psnr_of(calibration: Calibration, error: float) -> float | None:
     for run in calibration.runs:
         alone = replace(calibration, runs=(run,))
         for budget, _, psnr in run.anchors:
-            plan = PlanFile(Hindsight(budget).plan(calibration.num_steps, calibration.levels or None), "hindsight")
-            found.append(psnr + 20 * math.log10(float(plan_error(alone, plan)[0]) / error))
+            found.append(psnr + 20 * math.log10(float(plan_error(alone, plan_hindsight(alone, budget))[0]) / error))
     return float(np.mean(found)) if found else None
 
 

@@ -15,8 +15,6 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import numpy as np
-
 Objective = Literal["lexminimax", "sum", "power"]
 
 
@@ -133,44 +131,3 @@ def _reachable(weights: Edges, num_steps: int, budget: int, limit: float) -> boo
         if weight <= limit:
             counts[j] |= counts[i] << 1
     return bool(counts[-1] >> (budget - 1) & 1)
-
-
-def best_path_with_memory(first: np.ndarray, costs: np.ndarray, budget: int) -> tuple[int, ...]:
-    """The cheapest schedule where a gap's cost depends on the gap before it (extrapolation needs two outputs).
-
-    Args:
-        first: (L + 1,): cost of the jump from step 0 to step g, before which nothing is known.
-        costs: (S, L + 1, L + 1): costs[k, a, b] of the jump k -> k + b after the jump k - a -> k; entry 0 along the
-            last two is not used. Infinite where there is no such jump.
-        budget: B, computed steps, both ends included.
-
-    Raises:
-        ValueError: no such path.
-    """
-    num_steps, longest = len(costs), len(first) - 1
-    total = np.full((num_steps, longest + 1), np.inf)  # over (last node, its distance to the one before)
-    came: list[np.ndarray] = []
-    if budget >= 2:
-        reach = min(longest, num_steps - 1)
-        total[np.arange(1, reach + 1), np.arange(1, reach + 1)] = first[1 : reach + 1]
-    for _ in range(budget - 2):
-        new = np.full_like(total, np.inf)
-        parent = np.zeros(total.shape, np.int32)
-        for b in range(1, min(longest, num_steps - 1) + 1):
-            ways = total[: num_steps - b] + costs[: num_steps - b, :, b]
-            parent[b:, b] = ways.argmin(1)
-            new[b:, b] = ways.min(1)
-        total = new
-        came.append(parent)
-    if budget < 2 or not np.isfinite(total[-1]).any():
-        least = -(-(num_steps - 1) // longest) + 1
-        raise ValueError(
-            f"there is no path of {budget} computed steps over {num_steps} steps; with gaps of at most {longest} the "
-            f"smallest budget is {least}, the largest {num_steps}."
-        )
-    node, gap = num_steps - 1, int(total[-1].argmin())
-    path = [node]
-    for parent in reversed(came):
-        node, gap = node - gap, int(parent[node, gap])
-        path.append(node)
-    return (0, *reversed(path))

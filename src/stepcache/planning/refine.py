@@ -1,9 +1,9 @@
-"""Closed-loop refinement: try a plan's neighbours on the calibration prompts and keep what serves the worst of them.
+"""Plans that are measured: try schedules on the calibration prompts and keep the one that serves the worst of them.
 
-The closed form does not see that later outputs answer to earlier errors. Early in a run that can decide: a schedule
-one step off may lose some prompts (docs/research.md). So the plan and its neighbours, one computed step moved by one,
-are run on the calibrated prompts themselves, and the best by the worst quarter of the prompts is taken. The mean alone
-would choose schedules that lose a prompt for ever.
+Which of two schedules of one budget is better cannot be told from an uncached run (docs/research.md): later outputs
+answer to earlier errors. So the schedule and its neighbours, one computed step moved by one, are run on the calibrated
+prompts themselves, and the best by the worst quarter of the prompts is taken. The mean alone would choose schedules
+that lose a prompt for ever.
 """
 
 from __future__ import annotations
@@ -69,35 +69,63 @@ def refine(
     """
     if trials < 1 or not truths:
         raise ValueError(f"{trials} trials over {len(truths)} prompts; expected at least one of each.")
-    done = {trial.computed: trial for trial in known}
 
-    def attempt(computed: tuple[int, ...]) -> Trial | None:
-        """The trial of a schedule; `None` if it would be one too many."""
-        if computed in done:
-            return done[computed]
-        if len(done) >= trials:
-            return None
-        candidate = rescheduled(plan, computed)
-        errors = []
+    def errors_of(computed: tuple[int, ...]) -> tuple[float, ...]:
+        candidate, errors = rescheduled(plan, computed), []
         for (prompt, seed), truth in truths.items():
             with accelerate(pipe, candidate):
                 latent = sample(prompt, seed).float()
             errors.append(float((latent - truth.float()).norm() / truth.float().norm()))
-        done[computed] = Trial(computed, tuple(errors))
+        return tuple(errors)
+
+    def told(done: tuple[Trial, ...]) -> None:
         if save is not None:
-            save(tuple(done.values()))
+            save(done)
         if progress is not None:
             progress(1)
-        return done[computed]
 
-    better = best = attempt(plan.plan.computed)
+    best, done = climb(plan.plan, errors_of, trials, known=known, told=told)
+    return _measured(rescheduled(plan, best.computed), best), done
+
+
+def climb(
+    start: Plan,
+    errors_of: Callable[[tuple[int, ...]], tuple[float, ...]],
+    trials: int,
+    *,
+    known: tuple[Trial, ...] = (),
+    told: Callable[[tuple[Trial, ...]], None] | None = None,
+) -> tuple[Trial, tuple[Trial, ...]]:
+    """From a schedule to the first neighbour that is better, and on from there: the best trial, and all.
+
+    Args:
+        start: where the search begins.
+        errors_of: the relative errors of a schedule, one a prompt.
+        trials: most schedules that are tried, known ones counted.
+        known: trials of an earlier search, not made again.
+        told: called with all trials after each new one.
+
+    Raises:
+        ValueError: known trials leave no room for the start.
+    """
+    done = {trial.computed: trial for trial in known}
+
+    def attempt(computed: tuple[int, ...]) -> Trial | None:
+        """The trial of a schedule; `None` if it would be one too many."""
+        if computed not in done and len(done) < trials:
+            done[computed] = Trial(computed, errors_of(computed))
+            if told is not None:
+                told(tuple(done.values()))
+        return done.get(computed)
+
+    better = best = attempt(start.computed)
     if best is None:
         raise ValueError(f"the {len(done)} known trials leave no room to try the plan itself; ask for more than that.")
     while better is not None:
         best = better
-        candidates = map(attempt, neighbours(best.computed, plan.plan.num_steps))
+        candidates = map(attempt, neighbours(best.computed, start.num_steps))
         better = next((t for t in candidates if t is not None and t.score > best.score), None)
-    return _measured(rescheduled(plan, best.computed), best), tuple(done.values())
+    return best, tuple(done.values())
 
 
 def neighbours(computed: tuple[int, ...], num_steps: int) -> Iterator[tuple[int, ...]]:
