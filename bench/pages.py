@@ -11,6 +11,9 @@ import numpy as np
 Rows = list[dict[str, float]]
 """Computed steps and PSNR, one a prompt; empty where a method has no such run."""
 OURS, ON_OURS = "hindsight", "our steps: "
+FEW = ("20 steps", "8 steps")
+FEW_STEPS = """PSNR to the uncached run of as many steps, mean / worst prompt.
+"""
 SHOWN = (
     "uniform reuse",
     "LeMiCa, closed form",
@@ -66,7 +69,7 @@ def differences(results: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """A row a cell: ours against the best rival, and the worst prompts."""
     for model, cells in by_model(results).items():
         for (setting, budget), methods in cells.items():
-            if not methods.get(OURS):
+            if not methods.get(OURS) or setting in FEW:
                 continue
             ours, (rival, name) = values(methods[OURS]), best(methods, False, mean)
             row = {"model": model, "setting": setting, "budget": budget, "rival": name}
@@ -120,6 +123,36 @@ def table(cells: dict[tuple[str, int], dict[str, Rows]], setting: str) -> str:
     return "\n".join(lines)
 
 
+def few_steps(results: dict[str, Any]) -> str:
+    """Runs of 28, 20 and 8 steps, a row a cell: mean and worst prompt."""
+    names = ("fewer steps", "uniform reuse", "extrapolation, order 1", "ZEUS", OURS)
+    lines = ["| model | steps | B | " + " | ".join(names) + " |", "|---" * (len(names) + 3) + "|"]
+    for model, cells in by_model(results).items():
+        for setting in ("28 steps", *FEW):
+            for budget in (b for name, b in cells if name == setting):
+                found = [cells[setting, budget].get(name) for name in names]
+                shown = [f"{mean(values(rows)):.1f} / {worst(values(rows)):.1f}" if rows else "-" for rows in found]
+                lines.append(f"| {model} | {setting.removesuffix(' steps')} | {budget} | {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
+def judged(quality: dict[str, Any]) -> str:
+    """Colour and direction of the embedded model's clips, a row a method."""
+    whole = quality["rows"]["uncached"]["50"]
+    budgets = sorted({b for name, row in quality["rows"].items() if name != "uncached" for b in row}, key=int)[::-1]
+    lines = ["| 50 steps | " + " | ".join(f"B = {b}" for b in budgets) + " |", "|---" * (len(budgets) + 1) + "|"]
+    share = lambda found: f"{100 * found['colour']:.0f} / {100 * found['direction']:.0f}" if found else "-"  # noqa: E731
+    for name, row in quality["rows"].items():
+        if name != "uncached":
+            lines.append(f"| {name} | " + " | ".join(share(row.get(b)) for b in budgets) + " |")
+    head = (
+        f"Of {quality['prompts']} clips of held-out scenes of tiny-wan (`python bench/quality.py`), the share in %\n"
+        "that shows the asked colour / moves in the asked direction. Uncached: "
+        f"{share(whole)}. One clip is {100 / quality['prompts']:.0f} %."
+    )
+    return head + "\n\n" + "\n".join(lines)
+
+
 def draw(results: dict[str, Any], path: Path) -> None:
     """Mean PSNR over computed steps of 50, one panel a model."""
     from matplotlib.figure import Figure
@@ -154,8 +187,8 @@ def not_run(results: dict[str, Any]) -> str:
     return f"Not run: {'; '.join(found)}. " if found else ""
 
 
-def page(results: dict[str, Any]) -> str:
-    """docs/results.md."""
+def page(results: dict[str, Any], quality: dict[str, Any] | None = None) -> str:
+    """docs/results.md; `quality`: what bench/quality.py measured."""
     about = results["about"]
     parts = [
         f"""# Results
@@ -183,7 +216,10 @@ has no such run. {not_run(results)}TeaCache has no published polynomial for any 
 {verdict(results)}
 """
     ]
+    if quality:
+        parts.append(f"## Is it good, not only close?\n\n{judged(quality)}\n")
+    parts.append(f"## Few steps\n\n{FEW_STEPS}\n{few_steps(results)}\n")
     for model, cells in by_model(results).items():
-        settings = list(dict.fromkeys(setting for setting, _ in cells))
+        settings = [name for name in dict.fromkeys(setting for setting, _ in cells) if name not in FEW]
         parts.append(f"## {model}\n\n" + "\n\n".join(table(cells, setting) for setting in settings) + "\n")
     return "\n".join(parts)

@@ -43,7 +43,8 @@ from stepcache.planning.costs import gram_edges, magcache_ratios, plan_hindsight
 from stepcache.planning.refine import climb
 from stepcache.planning.replay import MeasuredEdges
 
-OUT = ROOT / "bench" / "zoo.json"
+OUT, QUALITY = ROOT / "bench" / "zoo.json", ROOT / "bench" / "quality.json"
+FEW_STEPS = {20: (14, 10, 7), 8: (6, 5, 4)}
 BUDGETS, FEWER_BUDGETS = {50: (25, 20, 14, 10), 28: (14, 10)}, (25, 14)
 OWN = (Setting(50), Setting(28))
 MORE = {"tiny-wan": (Setting(50, 4.0), Setting(50, 7.0), Setting(50, sampler="euler"), Setting(50, sampler="dpm++"))}
@@ -206,12 +207,25 @@ METHODS: dict[str, Method] = {
 }
 """Names that begin with "hindsight" are ours; rivals on "our steps" have hindsight's own schedule (`pages`)."""
 
+ON_FEW = ("fewer steps", "uniform reuse", "extrapolation, order 1", "ZEUS", "hindsight")
+"""Run where the whole run has few steps."""
+LONG = ("EasyCache", "SeaCache", "hindsight, planned", "hindsight, planned on 4 prompts")
+"""Tuned by many runs, as long as all others together: at the model's own guidance and sampler only."""
+
 
 def cells(models: Iterable[str]) -> Iterable[tuple[str, Setting, int]]:
     """(model, setting, budget): all that is measured."""
     for model in models:
         yield from ((model, setting, budget) for setting in OWN for budget in BUDGETS[setting.steps])
+        yield from ((model, Setting(steps), budget) for steps, budgets in FEW_STEPS.items() for budget in budgets)
         yield from ((model, setting, budget) for setting in MORE.get(model, ()) for budget in FEWER_BUDGETS)
+
+
+def methods_of(setting: Setting) -> Iterable[str]:
+    """Names of the methods that are run there."""
+    if setting.steps in FEW_STEPS:
+        return ON_FEW
+    return [name for name in METHODS if setting in OWN or name not in LONG]
 
 
 def run(args: argparse.Namespace, results: dict[str, Any]) -> None:
@@ -220,6 +234,7 @@ def run(args: argparse.Namespace, results: dict[str, Any]) -> None:
     if unknown := set(names) - set(METHODS):
         raise ValueError(f"no method {', '.join(sorted(unknown))}; expected some of {', '.join(METHODS)}.")
     wanted = [(*cell, name) for cell in cells(args.model or FOLDERS) for name in names]
+    wanted = [w for w in wanted if w[3] in methods_of(w[1])]
     missing = [w for w in wanted if w[3] not in results["cells"].get(key(*w[:3]), {})]
     bench: Bench | None = None
     absent: dict[str, str] = {}
@@ -260,8 +275,9 @@ def main() -> None:
     check_writable(args.out)
     results = json.loads(args.out.read_text()) if args.out.exists() else {"cells": {}}
     if args.pages:
+        quality = json.loads(QUALITY.read_text()) if QUALITY.exists() else None
         draw(results, ROOT / "docs" / "figures" / "zoo.svg")
-        write_atomically(ROOT / "docs" / "results.md", page(results))
+        write_atomically(ROOT / "docs" / "results.md", page(results, quality))
         return
     results["about"] = {
         "prompts": args.prompts,

@@ -194,7 +194,7 @@ def test_planned_schedules(calibrated):
     assert plan.guidance_range == pytest.approx((3.5, 6.5))
     assert plan.plan.weights == ()
     assert plan.plan == Hindsight(5).plan(STEPS, calibration.levels), "the one that a run without a plan follows"
-    with pytest.raises(ValueError, match="budget is 11"):
+    with pytest.raises(ValueError, match="a budget of 11 does not fit 10 steps"):
         plan_hindsight(calibration, 11)
 
 

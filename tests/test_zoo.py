@@ -7,6 +7,7 @@ from collections import defaultdict
 import numpy as np
 import pages
 import pytest
+import quality
 import subjects
 import torch
 import zoo
@@ -69,6 +70,7 @@ def test_methods_are_compared_with_the_model_s_own_run(subject):
 def small(monkeypatch, tmp_path):
     """The benchmark of one model, two prompts, eight steps."""
     monkeypatch.setattr(zoo, "OWN", (SMALL,))
+    monkeypatch.setattr(zoo, "FEW_STEPS", {})
     monkeypatch.setattr(zoo, "BUDGETS", {8: (5,)})
     monkeypatch.setattr(zoo, "CALIBRATION_RUNS", 2)
     monkeypatch.setattr(zoo, "TRIALS", 2)
@@ -130,7 +132,7 @@ def test_the_pages_say_what_was_measured(tmp_path):
     assert "| by how much, averaged over cells | +1.5 dB |" in text
     assert "| its worst prompt not below uniform reuse's by more than 0.5 dB | 1 of 2 cells |" in text
     assert "| **hindsight** | 36.0 / 33.0 / 33.0 |" in text
-    assert text.count("| fewer steps |") == 1, "a table leaves out what has no row in it"
+    assert text.count("\n| fewer steps |") == 1, "a table leaves out what has no row in it"
     pages.draw(results, tmp_path / "figures" / "zoo.svg")
     assert (tmp_path / "figures" / "zoo.svg").stat().st_size > 1000
 
@@ -151,6 +153,33 @@ def test_an_absent_package_is_said_and_its_rows_stay_open(small, monkeypatch, ca
         found = small("--model", "landscapes", "--only", "cache-dit, DMD;uniform reuse")
     assert "cache-dit, DMD was not run: cachedit needs cache-dit: pip install" in capsys.readouterr().out
     assert set(found["cells"]["landscapes; 8 steps; 5"]) == {"uniform reuse"}
+
+
+def test_few_steps_have_methods_and_a_table_of_their_own(small, monkeypatch):
+    monkeypatch.setattr(zoo, "OWN", ())
+    monkeypatch.setattr(zoo, "FEW_STEPS", {8: (5,)})
+    (cell,) = small("--model", "landscapes")["cells"].items()
+    assert set(cell[1]) == set(zoo.ON_FEW)
+    text = pages.few_steps({"cells": dict([cell])})
+    assert text.splitlines()[2].startswith("| landscapes | 8 | 5 | ")
+    assert not list(pages.differences({"cells": dict([cell])})), "no cells of the verdict"
+
+
+def test_what_clips_show_is_judged(monkeypatch, tmp_path):
+    monkeypatch.setattr(quality, "BUDGETS", (30,))
+    monkeypatch.setattr(quality, "SHOWN", ("uniform reuse",))
+    path = tmp_path / "quality.json"
+    monkeypatch.setattr(sys, "argv", ["quality.py", "--out", str(path), "--prompts", "4"])
+    quality.main()
+    found = json.loads(path.read_text())
+    whole, reused = found["rows"]["uncached"]["50"], found["rows"]["uniform reuse"]["30"]
+    assert (whole["psnr"], whole["computed"], reused["computed"]) == (100, 50, 30)
+    assert whole["colour"] >= 0.75
+    assert 20 < reused["psnr"] < 60
+    assert "| uniform reuse | " in pages.judged(found)
+    monkeypatch.setattr(sys, "argv", ["quality.py", "--out", str(path), "--prompts", "5"])
+    with pytest.raises(SystemExit, match="has 4 prompts"):
+        quality.main()
 
 
 def test_what_cannot_be_run_is_said(small, monkeypatch, tmp_path):
