@@ -1,8 +1,8 @@
 """Hindsight: forecast the guided output of skipped steps, correct the latent once a computed step shows how they went.
 
 It stands at the sampler's door, so it needs to know no branch, no prompt and no rule of guidance: it sees the one
-tensor a step that the pipeline hands to its sampler. Nothing needs a calibration; one gives a schedule made for
-the model (`stepcache plan`).
+tensor a step that the pipeline hands to its sampler. Nothing needs a calibration; with one, better schedules can be
+found by trials (`stepcache plan --refine`).
 """
 
 from __future__ import annotations
