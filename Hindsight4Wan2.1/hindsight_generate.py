@@ -129,7 +129,7 @@ class Corrector:
         else:
             before = self._missed.to(missed.device, non_blocking=True)
             size, former, both = (x.flatten(1).norm(dim=1) for x in (missed, before, missed + before))
-            agreed = both / (size + former).clamp_min(torch.finfo(missed.dtype).tiny)
+            agreed = (both / size.hypot(former).clamp_min(torch.finfo(missed.dtype).tiny)).clamp_max(1)
             self._share = MEMORY * self._share + (1 - MEMORY) * agreed
         return self._share.view(-1, *[1] * (missed.ndim - 1))
 

@@ -9,8 +9,9 @@ The output of k was evaluated at the uncorrected latent: a predictor-corrector w
 2409.03755). So only a share of what the forecast missed is believed, v_k = f_k + share (output of k - f_k). On
 dx/dt = -z x, t in gaps, that is stable up to z = 0.5, 1.0, 1.8, 2.5 for shares 1, 0.8, 0.6, 0.5 (reuse: 2). How stiff a
 model is shows in the misses M: where forecasts lag, one points where the last did; where they swing, it turns round.
-The share of a sample is |M + M'| / (|M| + |M'|), M' being the miss before, averaged with the former share: in one
-dimension the adaptive response rate of Trigg and Leach (1967), and the rule an alpha-beta filter.
+The share of a sample is |M + M'| / sqrt(|M|^2 + |M'|^2), M' being the miss before, but at most 1 (misses at a right
+angle, or pointing the same way), averaged with the former share: an alpha-beta filter with a response rate that adapts
+to the signs of its errors, as in Trigg and Leach (1967).
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ class Corrector:
         else:
             before = self._missed.to(missed.device, non_blocking=True)
             size, former, both = (x.flatten(1).norm(dim=1) for x in (missed, before, missed + before))
-            agreed = both / (size + former).clamp_min(torch.finfo(missed.dtype).tiny)
+            agreed = (both / size.hypot(former).clamp_min(torch.finfo(missed.dtype).tiny)).clamp_max(1)
             self._share = MEMORY * self._share + (1 - MEMORY) * agreed
         return self._share.view(-1, *[1] * (missed.ndim - 1))
 
