@@ -121,14 +121,6 @@ class Bench:
         rets = [r for r in (10, 5) if r < budget - 1]
         return self._searched({f"EasyCache {r}": functools.partial(EasyCache, ret_steps=r) for r in rets}, budget)
 
-    def seacache(self, budget: int) -> Rows:
-        """The better of two bounds on steps reused in a row."""
-        if self.subject.name != "tiny-wan":  # diffusers 0.42's skips nothing on the other three transformers
-            return []
-        bounds = [n for n in (2, 6) if self.steps / (n + 1) < budget]
-        made = {f"SeaCache {n}": lambda t, n=n: Peer(peers.sea_cache(t, most=n)) for n in bounds}
-        return self._searched(made, budget)
-
     def _searched(self, kinds: dict[str, Callable[[float], Any]], budget: int) -> Rows:
         """The threshold whose mean count on the tuning prompts is nearest the budget; of several kinds the best."""
         thresholds = [float(t) for t in np.geomspace(1e-3, 5, 218)]
@@ -183,7 +175,6 @@ METHODS: dict[str, Method] = {
     "LeMiCa, measured edges": on(lambda b, n: plan_lemica(b.calibration, n, b.edges.mean()).plan),
     "MagCache": Bench.magcache,
     "EasyCache": Bench.easycache,
-    "SeaCache": Bench.seacache,
     "cache-dit, TaylorSeer": on(lambda b, n: Peer(peers.dbcache_on(even(b.steps, n).computed, "taylorseer"))),
     "cache-dit, DMD": on(lambda b, n: Peer(peers.dbcache_on(even(b.steps, n).computed, "dmd"))),
     "cache-dit, FoCa": on(lambda b, n: Peer(peers.dbcache_on(even(b.steps, n).computed, "foca"))),
@@ -209,7 +200,7 @@ METHODS: dict[str, Method] = {
 
 ON_FEW = ("fewer steps", "uniform reuse", "extrapolation, order 1", "ZEUS", "hindsight")
 """Run where the whole run has few steps."""
-LONG = ("EasyCache", "SeaCache", "hindsight, planned", "hindsight, planned on 4 prompts")
+LONG = ("EasyCache", "hindsight, planned", "hindsight, planned on 4 prompts")
 """Tuned by many runs, as long as all others together: at the model's own guidance and sampler only."""
 
 

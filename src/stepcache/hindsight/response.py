@@ -14,8 +14,6 @@ from typing import Any
 
 import torch
 
-MOST_SAMPLERS = 4
-
 
 def response(scheduler: Any) -> torch.Tensor:
     """Push unit vectors through a copy of a scheduler, on the CPU, whatever device its own tensors are on.
@@ -48,16 +46,18 @@ def response(scheduler: Any) -> torch.Tensor:
     return once
 
 
-_ANSWERS: dict[Hashable, torch.Tensor] = {}  # of the last few samplers: small, and a function of the key alone
+_ANSWERS: dict[Hashable, torch.Tensor] = {}  # of the last four samplers: small, and a function of the key alone
 
 
 def remembered(scheduler: Any) -> torch.Tensor:
     """`response`, worked out once for samplers that are alike: of one class, with equal settings and noise levels."""
+    if hasattr(scheduler, "answers"):  # `Evaluations`: worked out already
+        return torch.as_tensor(scheduler.answers())
     config, begin = getattr(scheduler, "config", None), getattr(scheduler, "begin_index", None)
     levels = [x for x in (scheduler.timesteps, getattr(scheduler, "sigmas", None)) if x is not None]
     key = (type(scheduler), str(config), begin, str([torch.as_tensor(x).tolist() for x in levels]))
     if config is None or key not in _ANSWERS:
-        while len(_ANSWERS) >= MOST_SAMPLERS:
+        while len(_ANSWERS) >= 4:
             del _ANSWERS[next(iter(_ANSWERS))]
         _ANSWERS[key] = response(scheduler)
     return _ANSWERS[key]
@@ -67,9 +67,8 @@ def _push(scheduler: Any, scale: float) -> torch.Tensor:
     sampler = on_cpu(copy.deepcopy(scheduler))
     vars(sampler).pop("step", None)  # a host's, which came along
     timesteps = sampler.timesteps[getattr(sampler, "begin_index", None) or 0 :]
-    steps = len(timesteps)
     # "sample" 0 carries x_0, the others one output each
-    x = torch.zeros(steps + 1, 1, 1, 1, dtype=torch.float64, device="cpu")
+    x = torch.zeros(len(timesteps) + 1, 1, 1, 1, dtype=torch.float64, device="cpu")
     x[0] = scale
     rows = [x.flatten().clone()]
     for k, t in enumerate(timesteps):

@@ -30,6 +30,7 @@ from stepcache.core.strategy import Call, Policy
 from stepcache.core.summary import RunSummary
 from stepcache.core.tensors import narrow
 from stepcache.core.trajectory import Boundary, Modulation, Trajectory
+from stepcache.hosts.denoiser import accelerate_denoiser
 from stepcache.hosts.entering import Method
 from stepcache.hosts.patching import (
     Branches,
@@ -180,8 +181,15 @@ def disable(pipe: Any) -> None:
 
 
 @contextmanager
-def accelerate(pipe: Any, policy: Policy | Plan, **options: Any) -> Iterator[Run]:
-    """`enable` on entry, `disable` on exit, also after an exception. Options are those of `enable`."""
+def accelerate(pipe: Any, policy: Policy | Plan, **options: Any) -> Iterator[Any]:
+    """`enable` on entry, `disable` on exit, also after an exception. Options are those of `enable`.
+
+    With `sampler` and `sigmas` among them, `pipe` is a denoiser(x, sigma): see `hosts.denoiser.accelerate_denoiser`.
+    """
+    if "sampler" in options or "sigmas" in options:
+        with accelerate_denoiser(pipe, policy, **options) as denoising:
+            yield denoising
+        return
     run = enable(pipe, policy, **options)
     try:
         yield run
