@@ -99,7 +99,10 @@ class StepCache(io.ComfyNode):
                 ),
                 advanced(
                     io.Combo.Input(
-                        "table", options=sorted(SCHEDULES), tooltip="Of lemica only: whose published steps to take."
+                        "table",
+                        options=sorted(SCHEDULES),
+                        default="wan2.1-t2v-1.3B",
+                        tooltip="Of lemica only: whose published steps to take.",
                     )
                 ),
             ],
