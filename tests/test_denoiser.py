@@ -186,3 +186,13 @@ def test_the_denoiser_s_own_attributes_are_seen_through():
 
     with stepcache.accelerate(Wrapped(), Uniform(8), sampler=samplers.euler, sigmas=SIGMAS) as run:
         assert run.sigma_data == 1.0
+
+
+def test_the_example_runs(capsys):
+    import runpy
+    from pathlib import Path
+
+    runpy.run_path(str(Path(__file__).parent.parent / "examples" / "kdiffusion.py"), run_name="__main__")
+    reuse, ours = capsys.readouterr().out.splitlines()
+    assert "16 of 47 evaluations computed" in ours
+    assert float(ours.rsplit(" ", 1)[1][:-1]) < float(reuse.rsplit(" ", 1)[1][:-1])
