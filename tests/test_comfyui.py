@@ -100,11 +100,11 @@ class Sampler:
         return self.sampler_function(guider, noise, sigmas, extra_args=extra, callback=callback, **self.extra_options)
 
 
-def noise(seed=0):
-    return torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
+def noise(seed=0, batch=2):
+    return torch.randn(batch, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
 
 
-def run(patcher, function=samplers.euler, sigmas=SIGMAS, sampling=None, seed=0, split=False):
+def run(patcher, function=samplers.euler, sigmas=SIGMAS, sampling=None, seed=0, split=False, batch=2):
     """A sampler's run as ComfyUI begins it; the latent and how many evaluations it took."""
     guider = Guider(patcher, sampling or Flow(), split=split)
     options = patcher.clone().model_options
@@ -112,7 +112,7 @@ def run(patcher, function=samplers.euler, sigmas=SIGMAS, sampling=None, seed=0, 
     found = patcher.chain("sampler_sample", sampler, sampler.sample)
     call = found.enter if isinstance(found, Executor) else found
     extra = {"model_options": options, "seed": seed}
-    result = call(guider, sigmas.clone(), extra, None, sigmas[0] * noise(seed), None, None, True)
+    result = call(guider, sigmas.clone(), extra, None, sigmas[0] * noise(seed, batch), None, None, True)
     assert "stepcache" not in options["transformer_options"], "nothing is held after the run"
     return result, guider.evaluations
 
