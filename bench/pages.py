@@ -211,14 +211,14 @@ use for anything else, and say which ideas hold on several models, not how Wan2.
 | [landscapes](../assets/zoo/landscapes/README.md) | images | FLUX | 3.5, distilled: one call a step | Euler |
 | [patterns](../assets/zoo/patterns/README.md) | video | CogVideoX, v-prediction | 6, one batched call | DDIM |
 
-How: `python bench/zoo.py`, then `python bench/zoo.py --pages`. {about["prompts"]} evaluation prompts a model, on which
-nothing was chosen; PSNR in dB of decoded pictures to the model's own uncached run of the same seed: mean / worst
-quarter / worst prompt. What is calibrated or tuned sees eight other prompts. Hindsight's rule and its constants (`MEMORY`,
-`START`, `CLEAN`, `NOISY`) were chosen on twelve development prompts of these same models ([research.md](research.md)), so
-the table is no evidence about models beyond these four. "Planned": the best of 16 schedules on the eight prompts. Rivals run on even
-steps, unless their own schedule is named; "our steps" are hindsight's own schedule. cache-dit runs its first block at skipped
-steps too. SeaCache (diffusers 0.42) skips nothing on three of these transformers and is left out. `-`: the method
-has no such run. {not_run(results)}TeaCache has no published polynomial for any of these models. Made on
+How: `python bench/zoo.py`, then `python bench/zoo.py --pages`. {about["prompts"]} evaluation prompts a model, on
+which nothing was chosen; PSNR in dB of decoded pictures to the model's own uncached run of the same seed: mean /
+worst quarter / worst prompt. What is calibrated or tuned sees eight other prompts. Hindsight's rule and its
+constants (`MEMORY`, `START`, `CLEAN`, `NOISY`) were chosen on twelve development prompts of these same models
+([research.md](research.md)), so the table is no evidence about models beyond these four. "Planned": the best of 16
+schedules on the eight prompts. Rivals run on even steps, unless their own schedule is named; "our steps" are
+hindsight's own schedule. cache-dit runs its first block at skipped steps too. SeaCache (diffusers 0.42) skips
+nothing on three of these transformers and is left out. `-`: the method has no such run. {not_run(results)}TeaCache has no published polynomial for any of these models. Made on
 {about["date"]}, {about["machine"]}, torch {about["torch"]}, stepcache {about["stepcache"]}.
 
 ![Mean PSNR over computed steps](figures/zoo.svg)
