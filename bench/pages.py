@@ -218,7 +218,8 @@ constants (`MEMORY`, `START`, `CLEAN`, `NOISY`) were chosen on twelve developmen
 ([research.md](research.md)), so the table is no evidence about models beyond these four. "Planned": the best of 16
 schedules on the eight prompts. Rivals run on even steps, unless their own schedule is named; "our steps" are
 hindsight's own schedule. cache-dit runs its first block at skipped steps too. SeaCache (diffusers 0.42) skips
-nothing on three of these transformers and is left out. `-`: the method has no such run. {not_run(results)}TeaCache has no published polynomial for any of these models. Made on
+nothing on three of these transformers and is left out. `-`: the method has no such run.
+{not_run(results)}TeaCache has no published polynomial for any of these models. Made on
 {about["date"]}, {about["machine"]}, torch {about["torch"]}, stepcache {about["stepcache"]}.
 
 ![Mean PSNR over computed steps](figures/zoo.svg)
