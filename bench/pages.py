@@ -12,11 +12,11 @@ Rows = list[dict[str, float]]
 """Computed steps and PSNR, one a prompt; empty where a method has no such run."""
 OURS, ON_OURS = "hindsight", "our steps: "
 FEW = ("20 steps", "8 steps")
-FEW_STEPS = """| steps | what to use | where it ends |
+FEW_STEPS = """| steps | what to use | where nothing helps |
 |---|---|---|
-| 28 | hindsight with half of them or more | with a third it is near the best rival, a few dB above fewer steps |
-| 20 | hindsight with half of them or more | with a third (7) it loses on patterns; take fewer steps |
-| 8 | hindsight with 6 | with 5 or 4 nothing helps reliably; take fewer steps |
+| 28 | hindsight with half of them or more | on tiny-wan reuse is as good; with a third not always the best |
+| 20 | hindsight with half of them or more | likewise; with a third (7) nothing is reliable: take fewer steps |
+| 8 | hindsight with 6, or all | on tiny-wan not even that; with 5 or 4 nothing is reliable: take fewer steps |
 
 PSNR to the uncached run of as many steps, mean / worst prompt, dB:
 """
