@@ -15,10 +15,10 @@ import inspect
 import sys
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any
+from typing import Any, overload
 
 import torch
 import torch.distributed as dist
@@ -30,7 +30,7 @@ from stepcache.core.strategy import Call, Policy
 from stepcache.core.summary import RunSummary
 from stepcache.core.tensors import narrow
 from stepcache.core.trajectory import Boundary, Modulation, Trajectory
-from stepcache.hosts.denoiser import accelerate_denoiser
+from stepcache.hosts.denoiser import DenoiserRun, accelerate_denoiser
 from stepcache.hosts.entering import Method
 from stepcache.hosts.patching import (
     Branches,
@@ -180,16 +180,29 @@ def disable(pipe: Any) -> None:
         run.finalizer()
 
 
-@contextmanager
-def accelerate(pipe: Any, policy: Policy | Plan, **options: Any) -> Iterator[Any]:
+@overload
+def accelerate(
+    pipe: Any,
+    policy: Policy | Plan,
+    *,
+    sampler: Callable[..., torch.Tensor],
+    sigmas: torch.Tensor,
+    **options: Any,
+) -> AbstractContextManager[DenoiserRun]: ...
+@overload
+def accelerate(pipe: Any, policy: Policy | Plan, **options: Any) -> AbstractContextManager[Run]: ...
+def accelerate(pipe: Any, policy: Policy | Plan, **options: Any) -> AbstractContextManager[Any]:
     """`enable` on entry, `disable` on exit, also after an exception. Options are those of `enable`.
 
     With `sampler` and `sigmas` among them, `pipe` is a denoiser(x, sigma): see `hosts.denoiser.accelerate_denoiser`.
     """
     if "sampler" in options or "sigmas" in options:
-        with accelerate_denoiser(pipe, policy, **options) as denoising:
-            yield denoising
-        return
+        return accelerate_denoiser(pipe, policy, **options)
+    return _enabled(pipe, policy, **options)
+
+
+@contextmanager
+def _enabled(pipe: Any, policy: Policy | Plan, **options: Any) -> Iterator[Run]:
     run = enable(pipe, policy, **options)
     try:
         yield run
