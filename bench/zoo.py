@@ -39,7 +39,7 @@ from stepcache.bench import peers
 from stepcache.core.plan import even
 from stepcache.files import check_writable, write_atomically
 from stepcache.planning.calibration import Calibration
-from stepcache.planning.costs import gram_edges, magcache_ratios, plan_hindsight, plan_lemica, plan_magcache
+from stepcache.planning.costs import gram_edges, magcache_ratios, own_schedule, plan_lemica, plan_magcache
 from stepcache.planning.refine import climb
 from stepcache.planning.replay import MeasuredEdges
 
@@ -89,7 +89,7 @@ class Bench:
 
     def own(self, budget: int) -> Plan:
         """Hindsight's own schedule."""
-        return plan_hindsight(self.calibration, budget).plan
+        return own_schedule(self.calibration, budget).plan
 
     def planned(self, budget: int, prompts: int = CALIBRATION_RUNS) -> Plan:
         """The best of `TRIALS` schedules on the first of the tuning prompts."""

@@ -126,8 +126,12 @@ def plan_hindsight(calibration: Calibration, budget: int) -> PlanFile:
     Raises:
         ValueError: a budget below 2 or above the step count.
     """
-    schedule = Hindsight(budget).plan(calibration.num_steps, calibration.levels or None)
-    return finished(calibration, PlanFile(schedule, "hindsight"))
+    return finished(calibration, own_schedule(calibration, budget))
+
+
+def own_schedule(calibration: Calibration, budget: int) -> PlanFile:
+    """The same, nothing worked out of the calibration but the schedule; ValueError likewise."""
+    return PlanFile(Hindsight(budget).plan(calibration.num_steps, calibration.levels or None), "hindsight")
 
 
 def magcache_ratios(calibration: Calibration) -> Ratios:

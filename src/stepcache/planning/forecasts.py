@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from stepcache.planning.calibration import Calibration
-from stepcache.planning.costs import plan_error, plan_hindsight
+from stepcache.planning.costs import own_schedule, plan_error, plan_hindsight
 from stepcache.planning.plan_file import PlanFile
 
 
@@ -30,7 +30,7 @@ def forecasts(calibration: Calibration) -> list[Forecast]:
     found = []
     for budget in range(3, calibration.num_steps + 1):
         plan = plan_hindsight(calibration, budget)
-        error = float(plan_error(calibration, plan).mean())
+        error = dict(plan.figures)["open_loop_error_mean"]
         found.append(Forecast(budget, error, psnr_of(calibration, error), plan))
     return found
 
@@ -47,7 +47,7 @@ def psnr_of(calibration: Calibration, error: float) -> float | None:
     for run in calibration.runs:
         alone = replace(calibration, runs=(run,))
         for budget, _, psnr in run.anchors:
-            found.append(psnr + 20 * math.log10(float(plan_error(alone, plan_hindsight(alone, budget))[0]) / error))
+            found.append(psnr + 20 * math.log10(float(plan_error(alone, own_schedule(alone, budget))[0]) / error))
     return float(np.mean(found)) if found else None
 
 
