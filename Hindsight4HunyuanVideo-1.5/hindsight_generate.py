@@ -60,7 +60,7 @@ Boundary = Choose = Follower = Method = Modulation = Policy = Any
 # ---------- stepcache.hindsight.corrector ----------------------------------------------------------------------------
 # Forecasts; and once a computed step shows how the skipped ones before it went, bring the latent where it should be.
 
-MEMORY, START = 0.7, 0.85
+MEMORY = 0.7
 """Weight of the former share in the average, and the first share."""
 
 
@@ -126,7 +126,7 @@ class Corrector:
     def _believed(self, missed: torch.Tensor) -> torch.Tensor:
         """The share of a miss that is believed, shaped (samples, 1, ...)."""
         if self._missed is None or self._share is None:
-            self._share = torch.full((len(missed),), START, device=missed.device)
+            self._share = torch.full((len(missed),), MEMORY, device=missed.device)
         else:
             before = self._missed.to(missed.device, non_blocking=True)
             size, former, both = (x.flatten(1).norm(dim=1) for x in (missed, before, missed + before))

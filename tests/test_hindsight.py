@@ -21,7 +21,7 @@ import stepcache
 from stepcache import Hindsight, Plan, PlanFile, Uniform
 from stepcache.core.plan import even
 from stepcache.core.trajectory import Trajectory
-from stepcache.hindsight.corrector import MEMORY, START, Corrector
+from stepcache.hindsight.corrector import MEMORY, Corrector
 from stepcache.hindsight.method import FollowHindsight
 from stepcache.hindsight.response import remembered, response
 from stepcache.hindsight.schedule import spaced
@@ -77,7 +77,7 @@ def written_out(pipe, batch=1, guidance=5.0, steps=12, computed=NODES):
             continue
         missed = v - forecast(k)
         if last_missed is None:
-            share = torch.full((batch,), START)
+            share = torch.full((batch,), MEMORY)
         for i in range(batch if last_missed is not None else 0):
             squares = float(missed[i].square().sum()) + float(last_missed[i].square().sum())
             agreed = min(1.0, float((missed[i] + last_missed[i]).norm()) / squares**0.5)
@@ -160,7 +160,7 @@ def test_what_lags_is_believed_more_and_what_swings_less():
     one = torch.randn(2, 1, 6, 6, generator=torch.Generator().manual_seed(0))
     outputs = [one * torch.tensor([k**2 / 100, (-1.5) ** (k // 2)]).view(2, 1, 1, 1) for k in range(steps)]
     shares = fed(outputs, computed)
-    assert shares[0].tolist() == pytest.approx([START, START])
+    assert shares[0].tolist() == pytest.approx([MEMORY, MEMORY])
     lags, swings = zip(*(share.tolist() for share in shares), strict=True)
     assert list(lags) == sorted(lags)
     assert lags[-1] > 0.9
@@ -368,7 +368,7 @@ def test_samplers_that_add_noise_are_forecast_and_not_corrected(make, reason):
     assert str(state) == str({k: v for k, v in vars(scheduler).items() if k != "sigmas"})
     assert reason in strategy.warnings()[0]
     assert torch.equal(got[0], outputs[0])
-    first = outputs[0] + (outputs[2] - outputs[0]) * START
+    first = outputs[0] + (outputs[2] - outputs[0]) * MEMORY
     torch.testing.assert_close(got[3], first + (first - outputs[0]) / 2)
 
 

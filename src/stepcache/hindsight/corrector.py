@@ -20,7 +20,7 @@ import torch
 
 Row = tuple[float, ...]
 """Coefficients over the computed outputs, newest first."""
-MEMORY, START = 0.7, 0.85
+MEMORY = 0.7
 """Weight of the former share in the average, and the first share."""
 
 
@@ -86,7 +86,7 @@ class Corrector:
     def _believed(self, missed: torch.Tensor) -> torch.Tensor:
         """The share of a miss that is believed, shaped (samples, 1, ...)."""
         if self._missed is None or self._share is None:
-            self._share = torch.full((len(missed),), START, device=missed.device)
+            self._share = torch.full((len(missed),), MEMORY, device=missed.device)
         else:
             before = self._missed.to(missed.device, non_blocking=True)
             size, former, both = (x.flatten(1).norm(dim=1) for x in (missed, before, missed + before))
