@@ -214,7 +214,7 @@ use for anything else, and say which ideas hold on several models, not how Wan2.
 How: `python bench/zoo.py`, then `python bench/zoo.py --pages`. {about["prompts"]} evaluation prompts a model, on
 which nothing was chosen; PSNR in dB of decoded pictures to the model's own uncached run of the same seed: mean /
 worst quarter / worst prompt. What is calibrated or tuned sees eight other prompts. Hindsight's rule and its
-constants (`MEMORY`, `START`, `CLEAN`, `NOISY`) were chosen on twelve development prompts of these same models
+constants (`MEMORY`, `CLEAN`, `NOISY`) were chosen on twelve development prompts of these same models
 ([research.md](research.md)), so the table is no evidence about models beyond these four. "Planned": the best of 16
 schedules on the eight prompts. Rivals run on even steps, unless their own schedule is named; "our steps" are
 hindsight's own schedule. cache-dit runs its first block at skipped steps too. SeaCache (diffusers 0.42) skips

@@ -45,9 +45,9 @@ BUILT = {
     "LeMiCa4QwenImage/inference_qwenimage.py": Target("lemica_qwenimage", "methods.lemica", 695, 1055, "qwen"),
     "EasyCache4Wan2.1/easycache_generate.py": Target("easycache_wan", "methods.easycache", 650, 980),
     "MagCache4Wan2.1/magcache_generate.py": Target("magcache_wan", "methods.magcache", 985, 1420),
-    "Hindsight4Wan2.1/hindsight_generate.py": Target("hindsight_wan", "hindsight.corrector", 1035, 1520),
-    "Hindsight4HunyuanVideo-1.5/hindsight_generate.py": Target("hindsight_hunyuan", "hindsight.corrector", 1035, 1520),
-    "Hindsight4QwenImage/hindsight_generate.py": Target("hindsight_qwenimage", "hindsight.corrector", 1035, 1520),
+    "Hindsight4Wan2.1/hindsight_generate.py": Target("hindsight_wan", "hindsight.corrector", 1041, 1530),
+    "Hindsight4HunyuanVideo-1.5/hindsight_generate.py": Target("hindsight_hunyuan", "hindsight.corrector", 1041, 1530),
+    "Hindsight4QwenImage/hindsight_generate.py": Target("hindsight_qwenimage", "hindsight.corrector", 1041, 1530),
 }
 
 

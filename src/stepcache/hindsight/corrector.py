@@ -16,6 +16,10 @@ to the signs of its errors, as in Trigg and Leach (1967).
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 
 Row = tuple[float, ...]
@@ -29,17 +33,18 @@ class Corrector:
 
     `answers`: the sampler's response, float64 (S + 1, S + 1); `None`: the latent is not corrected.
     `device`: where tensors are held between steps; default: where they were made.
+    `places`: where the steps stand along the run, see `schedule.places_of`; default: their numbers.
     """
 
-    def __init__(self, answers: torch.Tensor | None, device: torch.device | str | None = None) -> None:
+    def __init__(self, answers: torch.Tensor | None, device: Any = None, places: Sequence[float] | None = None) -> None:
         self._final: list[float] | None = None if answers is None else answers[-1, 1:].tolist()
-        self._device = device
+        self._device, self._places = device, range(sys.maxsize) if places is None else places
         self.step = -1  # of the last forecast or correction
         self.restart()
 
     def restart(self) -> None:
         """Outputs before and after are not of one curve: another transformer, another shape."""
-        self._nodes: list[tuple[int, torch.Tensor]] = []  # computed steps and their outputs, newest first
+        self._nodes: list[tuple[float, torch.Tensor]] = []  # places and outputs of computed steps, newest first
         self._skipped: list[int] = []
         self._missed: torch.Tensor | None = None  # by the last forecast
         self._share: torch.Tensor | None = None  # a number a sample
@@ -70,11 +75,12 @@ class Corrector:
             correction = self._made_good(step, output, newest, moved)
             self._missed = self._held(missed)
         self._skipped = []
-        self._nodes = [(step, self._held(output)), *self._nodes[:1]]
+        place = self._places[step]
+        self._nodes = [(place, self._held(output)), *(node for node in self._nodes if node[0] != place)][:2]
         return output if correction is None else output + correction
 
     def _forecast(self, step: int, newest: torch.Tensor, moved: torch.Tensor) -> torch.Tensor:
-        return torch.add(newest, moved, alpha=reach(step, [node for node, _ in self._nodes]))
+        return torch.add(newest, moved, alpha=reach(self._places[step], [place for place, _ in self._nodes]))
 
     def _line(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         outputs = [output.to(device, non_blocking=True) for _, output in self._nodes]
@@ -100,20 +106,20 @@ class Corrector:
         """Sum over the gap that ends at `step` of g_s (i_s - f_s) / g_k; `None` where the sampler is not known."""
         if self._final is None or not self._final[step]:
             return None
-        nodes = [node for node, _ in self._nodes]
-        moves = [(self._final[s] / self._final[step], s) for s in self._skipped]
-        inward = sum(move * (s - nodes[0]) / (step - nodes[0]) for move, s in moves)
+        nodes, width = [place for place, _ in self._nodes], self._places[step] - self._nodes[0][0]
+        moves = [(self._final[s] / self._final[step], self._places[s]) for s in self._skipped]
+        inward = sum(move * ((s - nodes[0]) / width if width else 1.0) for move, s in moves)
         return torch.mul(output - newest, inward).sub_(moved, alpha=sum(move * reach(s, nodes) for move, s in moves))
 
 
-def reach(step: int, nodes: list[int]) -> float:
+def reach(place: float, nodes: Sequence[float]) -> float:
     """How far the line through the last two computed steps is followed, in gaps: no farther than it was measured."""
     if len(nodes) < 2:
         return 0.0
-    return min(step - nodes[0], nodes[0] - nodes[1]) / (nodes[0] - nodes[1])
+    return max(-1.0, min((place - nodes[0]) / (nodes[0] - nodes[1]), 1.0))
 
 
-def order_one(step: int, nodes: list[int]) -> Row:
+def order_one(step: int, nodes: Sequence[int]) -> Row:
     """Weights of the forecast over the last two computed outputs; of one alone, reuse.
 
     Args:

@@ -18,7 +18,7 @@ from stepcache.core.strategy import Strategy
 from stepcache.core.trajectory import Boundary, Trajectory
 from stepcache.hindsight.corrector import Corrector
 from stepcache.hindsight.response import remembered
-from stepcache.hindsight.schedule import noise_levels_of, spaced
+from stepcache.hindsight.schedule import noise_levels_of, places_of, spaced
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,8 @@ class FollowHindsight(Strategy):
         except ValueError as error:
             answers = None
             self._warnings.append(f"steps are forecast but not corrected: {error}")
-        return Corrector(answers, self.cache_device)
+        levels = noise_levels_of(self._run)
+        return Corrector(answers, self.cache_device, None if levels is None else places_of(levels))
 
     def release(self) -> None:
         for corrector in self._correctors.values():

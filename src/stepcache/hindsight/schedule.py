@@ -30,7 +30,8 @@ def spaced(num_steps: int, budget: int, levels: Sequence[float] | None = None) -
     if levels is None or len(levels) != num_steps:
         return plan
     places = [math.log((1 - level + CLEAN) / (level + NOISY)) for level in levels]
-    if places[-1] <= places[0] or any(b < a for a, b in itertools.pairwise(places)):
+    places = list(itertools.accumulate(places, max))  # some samplers look ahead and come back
+    if places[-1] <= places[0]:
         return plan
     gap, wanted, k = (places[-1] - places[0]) / (budget - 1), [0.0], 0
     while len(wanted) < budget - 1:  # where the line through `places` comes to the next place
@@ -51,6 +52,12 @@ def noise_levels_of(run: Trajectory) -> list[float] | None:
         return levels if all(0 <= level <= 1.001 for level in levels) else None
     shares = [math.sqrt(float(clean[min(int(t), len(clean) - 1)])) for t in run.timesteps]
     return [(noise := math.sqrt(max(1 - a * a, 0.0))) / (a + noise) for a in shares]
+
+
+def places_of(levels: Sequence[float]) -> list[float]:
+    """Where steps stand along a run: their numbers, but where a noise level is evaluated again, as by Heun's method."""
+    rank = {level: float(k) for k, level in enumerate(sorted({round(level, 5) for level in levels}, reverse=True))}
+    return [rank[round(level, 5)] for level in levels]
 
 
 def _steadied(computed: tuple[int, ...]) -> tuple[int, ...]:
