@@ -3,6 +3,7 @@
 Set COMFYUI to a checkout and COMFYUI_PYTHON to the Python that runs it (torch, ComfyUI's requirements, safetensors).
 """
 
+import json
 import os
 import socket
 import subprocess
@@ -130,3 +131,34 @@ def test_the_native_caches_are_refused(comfy, before):
         graph[first]["inputs"]["model"] = ["model", 0]
 
     assert "carries the native EasyCache or LazyCache" in comfy(("StepCache", SETTINGS), change)
+
+
+@pytest.fixture(scope="module")
+def kinds():
+    """What `comfyui/kinds.py` measured, by kind."""
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parent / "src"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([PYTHON, HERE / "comfyui" / "kinds.py"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"kind"')]
+    return {row["kind"]: row for row in rows}
+
+
+@pytest.mark.parametrize(
+    "kind", ["t2v", "i2v", "sound", "control", "lora", "compiled", "areas", "experts", "fp8", "bf16"]
+)
+def test_kinds_of_models_and_patches(kinds, kind):
+    row = kinds[kind]
+    assert row["none"] == 0
+    assert 0 < row["half"] < 0.3
+    if kind != "experts":
+        assert row["model"][0] == 2 * row["model"][1]
+        assert row["again"]
+
+
+def test_a_lora_may_come_before_the_node_or_after(kinds):
+    assert kinds["lora"]["changed"]
+    assert kinds["lora"]["before as after"]
+
+
+def test_a_compiled_model_has_no_new_graph_after_its_second_step(kinds):
+    assert len(set(kinds["compiled"]["graphs"][1:])) == 1
