@@ -282,7 +282,7 @@ def test_nothing_stays_patched_after_an_error(monkeypatch):
 
         original = wan.WanT2V
         two = Planned(Plan(50, (0, 49)))
-        with pytest.raises(RuntimeError, match="stand-in failure"), installed(wan, two) as caches:
+        with pytest.raises(RuntimeError, match="stand-in failure"), installed(wan, two) as runs:
             pipe = wan.WanT2V(use_usp=True, fail_at=5)
             forward = vars(pipe.model)["forward"]
             pipe.generate("x", seed=1)
@@ -290,7 +290,7 @@ def test_nothing_stays_patched_after_an_error(monkeypatch):
         assert vars(pipe.model)["forward"] is forward
         assert "generate" not in vars(pipe)
         assert not any("forward" in vars(b) for b in pipe.model.blocks)
-        assert caches[0].summary().computed == (0,)
+        assert runs[0].computed == (0,)
         clean = original(fail_at=-1).generate("x", seed=1)
         with installed(wan, Planned(Plan(50, tuple(range(50))))):
             assert wan.WanT2V(use_usp=True).generate("x", seed=1).equal(clean)

@@ -53,6 +53,25 @@ class Plan:
         """S / B: the speed-up of the loop if skipped steps cost nothing."""
         return self.num_steps / self.budget
 
+    def including(self, step: int | None) -> Plan:
+        """The schedule with `step` among its computed ones, in place of the nearest but the first and the last.
+
+        So the budget holds where a second transformer takes over at `step` and begins with an evaluation.
+
+        Raises:
+            ValueError: the budget is too small for that.
+        """
+        if step is None or step in self.computed or not 0 < step < self.num_steps:
+            return self
+        between = self.computed[1:-1]
+        if not between:
+            raise ValueError(
+                f"a budget of {self.budget} is the first and the last step, and a second transformer begins at step "
+                f"{step} with an evaluation of its own; use 3 or more."
+            )
+        nearest = min(between, key=lambda k: abs(k - step))
+        return Plan(self.num_steps, tuple(sorted({*self.computed, step} - {nearest})))
+
     def resampled(self, num_steps: int, budget: int | None = None) -> Plan:
         """The schedule mapped through its normalised step position k / (S - 1) onto another step count or budget.
 

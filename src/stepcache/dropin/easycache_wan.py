@@ -1,4 +1,4 @@
-"""EasyCache for Wan2.1: copy this file into a clone of Wan-Video/Wan2.1 and run it in place of generate.py.
+"""EasyCache for Wan2.1 and Wan2.2: copy this file into a clone of either and run it in place of generate.py.
 
 python easycache_generate.py --task t2v-1.3B --size 832*480 --ckpt_dir ./Wan2.1-T2V-1.3B --prompt "..." --thresh 0.05
 """
@@ -9,12 +9,13 @@ import argparse
 
 from stepcache.core.strategy import Policy
 from stepcache.dropin.common import add_boundary
-from stepcache.dropin.wan21 import launch
+from stepcache.dropin.wan21 import launch, model_name
 from stepcache.methods.easycache import EasyCache
 
 
 def choose(own: argparse.Namespace, args: argparse.Namespace) -> tuple[Policy | None, str]:
     """EasyCache needs no table: any task, any step count."""
+    model_name(args)
     policy = EasyCache(own.thresh, own.ret_steps, own.boundary or "output")
     return policy, f"easycache{own.thresh:g}_{policy.boundary}"
 

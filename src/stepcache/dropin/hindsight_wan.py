@@ -1,4 +1,4 @@
-r"""Hindsight for Wan2.1: copy this file into a clone of Wan-Video/Wan2.1 and add --budget to the usual command.
+r"""Hindsight for Wan2.1 and Wan2.2: copy this file into a clone of either and add --budget to the usual command.
 
     python hindsight_generate.py --task t2v-1.3B --size 832*480 --ckpt_dir ./Wan2.1-T2V-1.3B --prompt "..." --budget 25
 
@@ -8,28 +8,22 @@ Without --budget, --plan or --calibration it is upstream's generate.py, step for
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 
 from stepcache.core.strategy import Policy
-from stepcache.core.trajectory import Trajectory
 from stepcache.dropin.hindsight import add_flags, chosen, finish
-from stepcache.dropin.wan21 import launch
+from stepcache.dropin.wan21 import launch, trajectory
 
-SOLVERS = {"unipc": "FlowUniPCMultistepScheduler", "dpm++": "FlowDPMSolverMultistepScheduler"}
-"""Upstream's --sample_solver -> the class it makes."""
 RECORDING: dict[str, object] = {}
 """The file and what is recorded into it, when a calibration runs."""
 
 
 def choose(own: argparse.Namespace, args: argparse.Namespace) -> tuple[Policy | None, str]:
     """What was asked for, checked against the run before anything is loaded."""
-    run = Trajectory(args.sample_steps, f"wan2.1-{args.task}", args.sample_shift, args.sample_guide_scale)
-    run = replace(run, scheduler=SOLVERS.get(getattr(args, "sample_solver", "")))
     size = None
     if "t2v" in args.task and getattr(args, "frame_num", None):
         width, height = map(int, args.size.split("*"))
         size = (16, (args.frame_num - 1) // 4 + 1, height // 8, width // 8)
-    policy, tag = chosen(own, run, 0, size)
+    policy, tag = chosen(own, trajectory(args), 0, size)
     if own.calibration is not None:
         RECORDING[own.calibration] = policy
     return policy, tag

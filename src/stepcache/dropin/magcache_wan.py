@@ -1,4 +1,4 @@
-r"""MagCache for Wan2.1: copy this file into a clone of Wan-Video/Wan2.1 and add --use_magcache to the usual command.
+r"""MagCache for Wan2.1 and Wan2.2: copy this file into a clone of either and add --use_magcache to the usual command.
 
     python magcache_generate.py --task t2v-1.3B --size 832*480 --ckpt_dir ./Wan2.1-T2V-1.3B --prompt "..." \
         --use_magcache --magcache_thresh 0.12 --magcache_K 2 --retention_ratio 0.2
@@ -14,7 +14,7 @@ from pathlib import Path
 from stepcache.core.strategy import Policy
 from stepcache.core.trajectory import Boundary
 from stepcache.dropin.common import add_boundary, fail, leads, say, without_effect
-from stepcache.dropin.wan21 import KIN, launch
+from stepcache.dropin.wan21 import KIN, launch, model_name
 from stepcache.files import check_writable
 from stepcache.methods.magcache import MagCache, MagCacheCalibration, Ratios
 from stepcache.methods.magcache_ratios import RATIOS
@@ -27,7 +27,7 @@ DEFAULTS = (0.12, 2, 0.2)
 
 def choose(own: argparse.Namespace, args: argparse.Namespace) -> tuple[Policy | None, str]:
     """What was asked for, checked against the run before anything is loaded."""
-    name = f"wan2.1-{args.task}"
+    name = model_name(args)
     if own.magcache_calibration:
         without_effect(own, ("use_magcache", *SETTINGS), "with --magcache_calibration, which computes every step")
         if args.ulysses_size * args.ring_size > 1:
@@ -43,26 +43,31 @@ def choose(own: argparse.Namespace, args: argparse.Namespace) -> tuple[Policy | 
     policy = _policy(own, args, name)
     for note in policy.notes(num_steps=args.sample_steps):
         say(note)
-    return policy, f"magcache{policy.magcache_thresh:g}K{policy.magcache_K}_{policy.boundary}"
+    thresh, max_skips, _ = policy.settings(policy.model)
+    return policy, f"magcache{thresh:g}K{max_skips}_{policy.boundary}"
 
 
 def _policy(own: argparse.Namespace, args: argparse.Namespace, name: str) -> MagCache:
     given = [getattr(own, setting) for setting in SETTINGS[:3]]
-    thresh, max_skips, retention = (d if g is None else g for d, g in zip(DEFAULTS, given, strict=True))
+    if name.startswith("wan2.1"):  # of Wan2.2's models every one has settings of its own
+        given = [d if g is None else g for d, g in zip(DEFAULTS, given, strict=True)]
+    thresh, max_skips, retention = given
     boundary: Boundary = own.boundary or "blocks"
     if own.magcache_ratios:
         ratios = Ratios.load(own.magcache_ratios)
         if ratios.model != name:
             raise ValueError(f"{own.magcache_ratios!r} was calibrated on {ratios.model}, and the task is {name}.")
-        return MagCache(thresh, int(max_skips), retention, ratios=ratios, interp=own.magcache_interp, boundary=boundary)
+        return MagCache(thresh, max_skips, retention, ratios=ratios, interp=own.magcache_interp, boundary=boundary)
     table = name
     if args.task in ("i2v-14B", "flf2v-14B"):  # published for two sizes
         table = f"wan2.1-i2v-14B-{'480p' if args.size in ('832*480', '480*832') else '720p'}"
+    elif table not in RATIOS and args.task not in KIN:
+        raise ValueError(f"MagCache published no ratios for {args.task}; measure them with --magcache_calibration.")
     elif table not in RATIOS:
         table = KIN[args.task]
     if not table.startswith(name):
         say(f"MagCache published no ratios for {args.task}; those of {table} are used.")
-    return MagCache(thresh, int(max_skips), retention, model=table, interp=own.magcache_interp, boundary=boundary)
+    return MagCache(thresh, max_skips, retention, model=table, interp=own.magcache_interp, boundary=boundary)
 
 
 def flags() -> argparse.ArgumentParser:

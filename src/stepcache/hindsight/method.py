@@ -44,7 +44,7 @@ class Hindsight:
 
     def begin(self, run: Trajectory) -> Strategy:
         """The schedule for the run's noise levels, and a corrector for its sampler."""
-        return FollowHindsight(self.plan(run.num_steps, noise_levels_of(run)), run)
+        return FollowHindsight(self.plan(run.num_steps, noise_levels_of(run)).including(run.handover), run)
 
     def __str__(self) -> str:
         return f"hindsight (budget {self.budget})"

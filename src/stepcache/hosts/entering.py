@@ -59,9 +59,14 @@ class Entrance:
         self.cache, self.blocks = cache, blocks
         self._shapes: dict[str, torch.Tensor] = {}  # branch -> a tensor of its outputs' shape, which holds no memory
 
-    def __call__(self, original: Method, args: Any, kwargs: Any, x: torch.Tensor, branch: str) -> Any:
-        """Call `original(*args, **kwargs)`, or do without; `x` is the noisy latent among the arguments."""
-        call = self.cache.enter(branch, x)
+    def __call__(
+        self, original: Method, args: Any, kwargs: Any, x: torch.Tensor, branch: str, owner: str | None = None
+    ) -> Any:
+        """Call `original(*args, **kwargs)`, or do without; `x` is the noisy latent among the arguments.
+
+        `owner`: which transformer it is, where the steps are divided among several.
+        """
+        call = self.cache.enter(branch, x, owner=owner)
         if self.blocks is not None:
             with self.blocks.during(call):
                 result = original(*args, **kwargs)

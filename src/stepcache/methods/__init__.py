@@ -19,9 +19,6 @@ magcache.RECOMMENDED.update(magcache_more.RECOMMENDED)
 magcache.SOURCES.update(magcache_more.SOURCES)
 
 
-magcache.WHOLE_FIRST_EXPERT.update(magcache_more.WHOLE_FIRST_EXPERT)
-
-
 __all__ = [
     "EasyCache",
     "LeMiCa",

@@ -66,7 +66,8 @@ class LeMiCa:
 
     def begin(self, run: Trajectory) -> Strategy:
         """Take the table of the named model, else of the one that runs."""
-        return FollowPlan(*self._scheduled(self.model or run.model, run.num_steps))
+        plan, notes = self._scheduled(self.model or run.model, run.num_steps)
+        return FollowPlan(plan.including(run.handover), notes)
 
     def __str__(self) -> str:
         return f"lemica (budget {self.budget})"

@@ -42,8 +42,8 @@ class Uniform:
         return Plan(num_steps, tuple(sorted({*range(0, num_steps, self.interval), num_steps - 1})))
 
     def begin(self, run: Trajectory) -> Strategy:
-        """The schedule for the run's step count."""
-        return FollowPlan(self.plan(run.num_steps))
+        """The schedule for the run's step count; ValueError if it does not fit."""
+        return FollowPlan(self.plan(run.num_steps).including(run.handover))
 
     def __str__(self) -> str:
         return f"uniform (budget {self.budget})" if self.budget else f"uniform (every {self.interval})"
