@@ -352,8 +352,8 @@ def test_return_dict_results_keep_their_type(pipe):
 
 
 def test_refusals(pipe):
-    with pytest.raises(TypeError, match="not a policy"):
-        stepcache.enable(pipe, "lemica")
+    with pytest.raises(TypeError, match="policy"):
+        stepcache.enable(pipe, 25)
     with pytest.raises(ValueError, match=r"not a diffusers pipeline; for other code use stepcache\.attach"):
         stepcache.enable(object(), HALF)
     with stepcache.accelerate(pipe, HALF):
@@ -411,3 +411,58 @@ def test_a_transformer_put_aside_while_enabled_is_free_after_disable(pipe):
     pipe.transformer = first
     with stepcache.accelerate(pipe, HALF):
         sample(pipe)
+
+
+@pytest.mark.parametrize(
+    ("name", "policy"),
+    [
+        ("hindsight:6", stepcache.Hindsight(6)),
+        ("hindsight:0.5", stepcache.Hindsight(0.5)),
+        ("uniform:0.25", stepcache.Uniform(0.25)),
+        ("easycache:0.3,ret_steps=3", EasyCache(0.3, 3)),
+        ("lemica:6,table=wan2.1-t2v-1.3B,resample=1", LeMiCa(6, "wan2.1-t2v-1.3B", resample=True)),
+    ],
+)
+def test_a_policy_may_be_given_by_its_name(pipe, name, policy):
+    with stepcache.accelerate(pipe, policy) as run:
+        expected = sample(pipe)
+    with stepcache.accelerate(pipe, name) as named:
+        assert torch.equal(sample(pipe), expected)
+    assert named.summary().computed == run.summary().computed
+    if "0.5" in name:
+        assert len(run.summary().computed) == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("hindsigth:25", "'hindsigth:25' is no method known here; expected one of"),
+        ("hindsight", "expected hindsight:BUDGET"),
+        ("hindsight:1.5", "expected 2 or more, or a share above 0 and up to 1.0"),
+        ("hindsight:half", "budget is 'half'; expected a number of steps, or a share of them such as 0.5"),
+        ("easycache:@25", "asks for a search, which stepcache bench does"),
+        ("steps:25", "num_inference_steps=25"),
+        ("plan:none.json", "does not exist"),
+    ],
+)
+def test_names_that_are_none(pipe, name, says):
+    with pytest.raises((ValueError, FileNotFoundError), match=says):
+        stepcache.enable(pipe, name)
+    stepcache.enable(pipe, "uniform:4")
+    stepcache.disable(pipe)
+
+
+@pytest.mark.parametrize("budget", [0.0, 1.5, -2, 2.5, float("nan"), float("inf"), 1])
+def test_budgets_that_are_none(budget):
+    for policy in (stepcache.Hindsight, stepcache.Uniform):
+        with pytest.raises(ValueError, match="expected 2 or more"):
+            policy(budget)
+
+
+@pytest.mark.parametrize(
+    ("share", "steps", "expected"), [(0.5, 50, 25), (0.5, 9, 4), (0.01, 50, 2), (1.0, 8, 8), (0.5, 1, 1)]
+)
+def test_shares(share, steps, expected):
+    from stepcache.core.plan import computed_steps
+
+    assert computed_steps(share, steps) == expected

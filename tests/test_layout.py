@@ -1,4 +1,4 @@
-"""Imports run one way: core <- methods, hindsight <- hosts <- dropin; instruments on top, commands last."""
+"""Imports run one way: core <- methods, hindsight <- named <- hosts <- dropin; instruments on top, commands last."""
 
 import ast
 import sys
@@ -13,7 +13,8 @@ RUNTIME = {  # package -> packages it may import
     "core": ("core", "files"),
     "methods": ("core", "files", "methods"),
     "hindsight": ("core", "files", "hindsight"),
-    "hosts": ("core", "files", "methods", "hindsight", "hosts"),
+    "named": ("core", "methods", "hindsight", "planning"),
+    "hosts": ("core", "files", "methods", "hindsight", "named", "hosts"),
 }
 BARE = ("core", "methods", "hindsight")
 """What fits into a drop-in: only the standard library, torch, and each other."""

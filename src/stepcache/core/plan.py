@@ -102,6 +102,20 @@ def even(num_steps: int, budget: int) -> Plan:
     return Plan(num_steps, spread([i * (num_steps - 1) / (budget - 1) for i in range(budget)], num_steps))
 
 
+def check_budget(budget: float) -> None:
+    """ValueError for a budget that is neither 2 steps or more nor a share: a float above 0 and up to 1."""
+    if not (budget >= 2 and float(budget).is_integer()) and not (isinstance(budget, float) and 0 < budget <= 1):
+        raise ValueError(f"the budget is {budget:g}; expected 2 or more, or a share above 0 and up to 1.0.")
+
+
+def computed_steps(budget: float, num_steps: int) -> int:
+    """How many steps a budget stands for: itself, or a share of `num_steps`, at least 2; ValueError."""
+    check_budget(budget)
+    if budget <= 1:
+        return min(max(2, round(budget * num_steps)), num_steps)
+    return even(num_steps, int(budget)).budget
+
+
 def timeline(num_steps: int, computed: tuple[int, ...], width: int = 100) -> str:
     """One mark a step, `█` computed and `·` skipped, wrapped at `width` marks."""
     marks = "".join("█" if k in computed else "·" for k in range(num_steps))

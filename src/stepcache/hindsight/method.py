@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from stepcache.core.plan import Plan, even
+from stepcache.core.plan import Plan, check_budget, computed_steps
 from stepcache.core.strategy import Strategy
 from stepcache.core.trajectory import Boundary, Trajectory
 from stepcache.hindsight.corrector import Corrector
@@ -26,28 +26,29 @@ class Hindsight:
     """Hindsight on a schedule in noise levels. (On a planned one: a plan file with method "hindsight".)
 
     Args:
-        budget: computed steps, 2 or more, first and last among them; of 2 nothing can be extrapolated.
+        budget: computed steps, 2 or more, first and last among them (of 2 nothing can be extrapolated); or a share of
+            the run's steps, a float above 0 and up to 1.
 
     Raises:
-        ValueError: a budget below 2.
+        ValueError: a budget that is neither.
     """
 
     boundary: ClassVar[Boundary] = "output"
-    budget: int = 25
+    budget: float = 25
 
     def __post_init__(self) -> None:
-        even(max(self.budget, 2), self.budget)
+        check_budget(self.budget)
 
     def plan(self, num_steps: int, levels: Sequence[float] | None = None) -> Plan:
         """The schedule for a run of these noise levels, see `schedule.spaced`."""
-        return spaced(num_steps, self.budget, levels)
+        return spaced(num_steps, computed_steps(self.budget, num_steps), levels)
 
     def begin(self, run: Trajectory) -> Strategy:
         """The schedule for the run's noise levels, and a corrector for its sampler."""
         return FollowHindsight(self.plan(run.num_steps, noise_levels_of(run)).including(run.handover), run)
 
     def __str__(self) -> str:
-        return f"hindsight (budget {self.budget})"
+        return f"hindsight (budget {self.budget:g})"
 
 
 class FollowHindsight(Strategy):

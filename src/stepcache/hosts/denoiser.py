@@ -17,13 +17,13 @@ from typing import Any
 import torch
 
 from stepcache.core.cache import StepCache
-from stepcache.core.follow_weights import as_policy
 from stepcache.core.plan import Plan
 from stepcache.core.strategy import Policy
 from stepcache.core.summary import RunSummary
 from stepcache.core.trajectory import Trajectory
 from stepcache.hindsight.evaluations import Denoiser, Evaluations, probe
 from stepcache.hosts.patching import device_from
+from stepcache.named import named
 
 
 class Denoising:
@@ -118,7 +118,7 @@ def _near(a: float, b: float) -> bool:
 @contextmanager
 def accelerate_denoiser(
     denoiser: Denoiser,
-    policy: Policy | Plan,
+    policy: Policy | Plan | str,
     *,
     sampler: Callable[..., torch.Tensor],
     sigmas: torch.Tensor,
@@ -132,7 +132,7 @@ def accelerate_denoiser(
 
     Args:
         denoiser: (x, sigma of shape (samples,), ...) -> denoised x, guidance done.
-        policy: a method with its settings, a plan file, or a `Plan`; of so many evaluations.
+        policy: a method with its settings, a plan file, a `Plan`, or a name; of so many evaluations.
         sampler: the function that will run: sampler(denoiser, x, sigmas, ...).
         sigmas: the noise levels it will be given, the last one 0 as usual.
         flow: whether x = (1 - sigma) x_0 + sigma n (flow matching); else x = x_0 + sigma n. Default: by whether sigmas
@@ -151,7 +151,7 @@ def accelerate_denoiser(
 
     flow = float(sigmas.max()) <= 1 if flow is None else flow
     known = {"guidance": guidance, "model": model, "scheduler": getattr(sampler, "__name__", None)}
-    run = DenoiserRun(denoiser, as_policy(policy), probe(walk), flow=flow, cache_device=cache_device, **known)
+    run = DenoiserRun(denoiser, named(policy), probe(walk), flow=flow, cache_device=cache_device, **known)
     try:
         yield run
     finally:

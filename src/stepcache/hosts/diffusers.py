@@ -24,7 +24,6 @@ import torch
 import torch.distributed as dist
 
 from stepcache.core.cache import StepCache
-from stepcache.core.follow_weights import as_policy
 from stepcache.core.plan import Plan
 from stepcache.core.strategy import Call, Policy
 from stepcache.core.summary import RunSummary
@@ -43,6 +42,7 @@ from stepcache.hosts.patching import (
     inside,
     shift_of,
 )
+from stepcache.named import named
 
 PATCHING = LastingPatches.__init__.__code__.co_filename
 """Where our own methods stand in for others'."""
@@ -139,7 +139,7 @@ _ENTERED: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
 
 def enable(
     pipe: Any,
-    policy: Policy | Plan,
+    policy: Policy | Plan | str,
     *,
     boundary: Boundary | None = None,
     cache_device: torch.device | str | None = None,
@@ -151,7 +151,8 @@ def enable(
 
     Args:
         pipe: any diffusers pipeline with a transformer.
-        policy: a method with its settings, e.g. `Hindsight(budget=25)`, a plan file, or a `Plan`.
+        policy: a method with its settings, e.g. `Hindsight(budget=25)`, a plan file, a `Plan`, or a name such as
+            "hindsight:25" (`stepcache.named`).
         boundary: "output" or "blocks"; default: the policy's.
         cache_device: where cached tensors live between steps, e.g. "cpu"; default: where they are made.
         group: process group of the ranks that work on one trajectory together (context parallelism).
@@ -160,7 +161,7 @@ def enable(
         ValueError: the pipeline has no transformer, is enabled already, or has diffusers' own cache enabled; or the
             blocks of its transformer are not known.
     """
-    policy = as_policy(policy)
+    policy = named(policy)
     transformers = _transformers(pipe)
     cache = StepCache(policy, boundary=boundary, cache_device=device_from(cache_device), group=group)
     patches = LastingPatches()
@@ -183,15 +184,15 @@ def disable(pipe: Any) -> None:
 @overload
 def accelerate(
     pipe: Any,
-    policy: Policy | Plan,
+    policy: Policy | Plan | str,
     *,
     sampler: Callable[..., torch.Tensor],
     sigmas: torch.Tensor,
     **options: Any,
 ) -> AbstractContextManager[DenoiserRun]: ...
 @overload
-def accelerate(pipe: Any, policy: Policy | Plan, **options: Any) -> AbstractContextManager[Run]: ...
-def accelerate(pipe: Any, policy: Policy | Plan, **options: Any) -> AbstractContextManager[Any]:
+def accelerate(pipe: Any, policy: Policy | Plan | str, **options: Any) -> AbstractContextManager[Run]: ...
+def accelerate(pipe: Any, policy: Policy | Plan | str, **options: Any) -> AbstractContextManager[Any]:
     """`enable` on entry, `disable` on exit, also after an exception. Options are those of `enable`.
 
     With `sampler` and `sigmas` among them, `pipe` is a denoiser(x, sigma): see `hosts.denoiser.accelerate_denoiser`.
@@ -202,7 +203,7 @@ def accelerate(pipe: Any, policy: Policy | Plan, **options: Any) -> AbstractCont
 
 
 @contextmanager
-def _enabled(pipe: Any, policy: Policy | Plan, **options: Any) -> Iterator[Run]:
+def _enabled(pipe: Any, policy: Policy | Plan | str, **options: Any) -> Iterator[Run]:
     run = enable(pipe, policy, **options)
     try:
         yield run

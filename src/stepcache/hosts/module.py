@@ -20,7 +20,6 @@ import torch
 import torch.distributed as dist
 
 from stepcache.core.cache import StepCache
-from stepcache.core.follow_weights import as_policy
 from stepcache.core.plan import Plan
 from stepcache.core.strategy import Policy
 from stepcache.core.summary import RunSummary
@@ -37,6 +36,7 @@ from stepcache.hosts.patching import (
     inside,
     shift_of,
 )
+from stepcache.named import named
 
 
 class Attached:
@@ -68,7 +68,7 @@ class Attached:
 
 def attach(
     module: torch.nn.Module,
-    policy: Policy | Plan,
+    policy: Policy | Plan | str,
     *,
     sample: str,
     num_steps: int,
@@ -86,7 +86,8 @@ def attach(
 
     Args:
         module: the denoiser, entered on the instance; its class and other instances stay as they are.
-        policy: a method with its settings, a plan file, or a `Plan`.
+        policy: a method with its settings, a plan file, a `Plan`, or a name such as
+            "hindsight:25" (`stepcache.named`).
         sample: name of the argument of `module.forward` that holds the noisy latent.
         num_steps: steps of the sampling loop.
         timestep: name of the argument that holds the timestep. A step ends when it changes, and a run begins when it
@@ -107,7 +108,7 @@ def attach(
         ValueError: no such argument, the policy does not fit, it asks for "blocks" and none are given, or for the
             sampler and there is none.
     """
-    policy = as_policy(policy)
+    policy = named(policy)
     names = list(inspect.signature(inside(module).forward).parameters)
     for given in (sample, timestep, condition):
         if given is not None and given not in names:
