@@ -57,7 +57,9 @@ def policies(method: str, budget: float, threshold: float, table: str) -> Callab
             return Off()
         if method == "lemica":
             return LeMiCa(count, table)
-        return {"hindsight": Hindsight, "uniform": Uniform}[method](count)
+        if method == "hindsight":  # it knows how much of few steps is reliable
+            return Hindsight(budget if budget < 1 else count)
+        return Uniform(count)
 
     return policy
 

@@ -470,7 +470,7 @@ def test_two_pipelines_with_one_scheduler_disabled_in_the_order_of_enabling():
 
 
 def test_few_steps_are_remarked_upon(pipe):
-    with stepcache.accelerate(pipe, Uniform(budget=3)) as run:
+    with stepcache.accelerate(pipe, Uniform(budget=2)) as run:
         sample(pipe, steps=4)
     assert any("only 4 steps" in w for w in run.summary().warnings)
 

@@ -560,3 +560,19 @@ def test_bad_settings(make, says):
 def test_it_says_where_its_schedule_comes_from():
     assert str(Hindsight(20)) == "hindsight (budget 20)"
     assert str(PlanFile(Plan(12, NODES), "hindsight")) == "hindsight, planned (budget 5)"
+
+
+@pytest.mark.parametrize(
+    ("budget", "steps", "computed"),
+    [(0.5, 8, 6), (0.5, 4, 3), (0.5, 10, 8), (0.9, 10, 9), (0.5, 11, 6), (4, 8, 4), (1.0, 4, 4)],
+)
+def test_of_few_steps_a_share_is_what_is_reliable(pipe, budget, steps, computed):
+    with stepcache.accelerate(pipe, Hindsight(budget)) as run:
+        sample(pipe, steps=steps)
+    told = run.summary()
+    assert len(told.computed) == computed
+    assert any("not reliable" in note for note in told.notes) == (
+        computed > max(2, round(budget * steps)) and budget <= 1
+    )
+    recommends = f"only {steps} steps, which differ much: compute {steps - steps // 4} or more"
+    assert any(recommends in w for w in told.warnings) == (budget == 4)

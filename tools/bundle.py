@@ -45,9 +45,9 @@ BUILT = {
     "LeMiCa4QwenImage/inference_qwenimage.py": Target("lemica_qwenimage", "methods.lemica", 705, 1065, "qwen"),
     "EasyCache4Wan2.1/easycache_generate.py": Target("easycache_wan", "methods.easycache", 690, 1030),
     "MagCache4Wan2.1/magcache_generate.py": Target("magcache_wan", "methods.magcache", 1065, 1515),
-    "Hindsight4Wan2.1/hindsight_generate.py": Target("hindsight_wan", "hindsight.corrector", 1070, 1560),
-    "Hindsight4HunyuanVideo-1.5/hindsight_generate.py": Target("hindsight_hunyuan", "hindsight.corrector", 1065, 1560),
-    "Hindsight4QwenImage/hindsight_generate.py": Target("hindsight_qwenimage", "hindsight.corrector", 1065, 1560),
+    "Hindsight4Wan2.1/hindsight_generate.py": Target("hindsight_wan", "hindsight.corrector", 1080, 1570),
+    "Hindsight4HunyuanVideo-1.5/hindsight_generate.py": Target("hindsight_hunyuan", "hindsight.corrector", 1075, 1570),
+    "Hindsight4QwenImage/hindsight_generate.py": Target("hindsight_qwenimage", "hindsight.corrector", 1075, 1570),
 }
 
 

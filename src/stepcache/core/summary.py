@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from stepcache.core.trajectory import Trajectory
 
 FEW_STEPS = 10
-"""Below this many steps neighbouring evaluations differ so much that skipping rarely pays (see docs/methods.md)."""
+"""Up to this many steps neighbouring evaluations differ so much that only a few may be skipped (docs/results.md)."""
+FEW_SKIPPED = 0.25
+"""Of so many: a share that was still closer than fewer steps on three of four models."""
 MOST_LINES = 6
 """Branches that a printed summary lists."""
 
@@ -138,8 +140,9 @@ class RunSummary:
             yield f"the model's output was not finite at step {infinite[0]}; it was passed through"
         elif skips and not self.skipped:
             yield "no step was skipped: the settings never allowed it"
-        if 0 < steps < FEW_STEPS and skips:
-            yield f"only {steps} steps: neighbouring steps differ too much for skipping to make sense"
+        if steps <= FEW_STEPS and len(self.skipped) > FEW_SKIPPED * steps:
+            fewest = steps - int(FEW_SKIPPED * steps)
+            yield f"only {steps} steps, which differ much: compute {fewest} or more, or let the sampler take fewer"
         if self.changed:
             where = ", ".join(map(str, sorted(self.changed)))
             yield f"the latent or the batch changed its shape at step {where}; the method started anew there"

@@ -15,6 +15,7 @@ import torch
 
 from stepcache.core.plan import Plan, check_budget, computed_steps
 from stepcache.core.strategy import Strategy
+from stepcache.core.summary import FEW_SKIPPED, FEW_STEPS
 from stepcache.core.trajectory import Boundary, Trajectory
 from stepcache.hindsight.corrector import Corrector
 from stepcache.hindsight.response import remembered
@@ -40,12 +41,21 @@ class Hindsight:
         check_budget(self.budget)
 
     def plan(self, num_steps: int, levels: Sequence[float] | None = None) -> Plan:
-        """The schedule for a run of these noise levels, see `schedule.spaced`."""
-        return spaced(num_steps, computed_steps(self.budget, num_steps), levels)
+        """The schedule for a run of these noise levels, see `schedule.spaced`; ValueError if the budget does not fit.
+
+        Of a share, in a run of few steps, not fewer than are reliable.
+        """
+        count = computed_steps(self.budget, num_steps)
+        if self.budget <= 1 and num_steps <= FEW_STEPS:
+            count = max(count, num_steps - int(FEW_SKIPPED * num_steps))
+        return spaced(num_steps, count, levels)
 
     def begin(self, run: Trajectory) -> Strategy:
         """The schedule for the run's noise levels, and a corrector for its sampler."""
-        return FollowHindsight(self.plan(run.num_steps, noise_levels_of(run)).including(run.handover), run)
+        plan = self.plan(run.num_steps, noise_levels_of(run)).including(run.handover)
+        asked = computed_steps(self.budget, run.num_steps)
+        why = f"of {run.num_steps} steps {plan.budget} are computed, not {asked}: with fewer it is not reliable"
+        return FollowHindsight(plan, run, () if plan.budget == asked else (why,))
 
     def __str__(self) -> str:
         return f"hindsight (budget {self.budget:g})"
