@@ -121,7 +121,7 @@ def test_policies_of_the_node(nodes):
     made = [
         nodes.policies(m, 0.5, 0.05, "wan2.1-t2v-1.3B")(50) for m in ("hindsight", "uniform", "lemica", "easycache")
     ]
-    assert made == [Hindsight(25), Uniform(25), LeMiCa(25, "wan2.1-t2v-1.3B"), EasyCache(0.05)]
+    assert made == [Hindsight(0.5), Uniform(25), LeMiCa(25, "wan2.1-t2v-1.3B"), EasyCache(0.05)]
     assert nodes.policies("hindsight", 1.0, 0.05, "")(20) == Off()
     with pytest.raises(ValueError, match="30 evaluations, but this sampler makes 20"):
         nodes.policies("hindsight", 30, 0.05, "")(20)
