@@ -7,7 +7,8 @@ random embeddings, and the result is the final latents. Guidance is by the famil
     for tiny in MODULAR:
         latents = tiny.call(tiny.build(), 6, 0)
 
-As in `tiny_pipelines`, a diffusers that lacks a family loses that pipeline only.
+As in `tiny_pipelines`, a diffusers that lacks a family loses that pipeline only. Of each family the main pipelines are
+here; not its turbo and distilled checkpoints (but for Flux 2 Klein), Helios' pyramids, Qwen-Image's edit plus and layers.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ from tiny_pipelines import (
 from torch import Tensor
 
 NOT_RUN: dict[str, str] = {
-    "EchoModularPipeline": "has no scheduler: its loop draws fresh noise at every step by itself",
+    "EchoModularPipeline": "has no scheduler: its loop goes from noise level to noise level, with fresh noise, by itself.",
+    "StableDiffusionXLModularPipeline": "has no transformer: its model is a U-Net.",
 }
 """Modular pipelines that are not below, and why."""
 
@@ -148,33 +150,34 @@ def wan_vace() -> Any:
 
 
 def call_wan_vace(pipe: Any, steps: int, seed: int) -> Tensor:
-    return call_wan(pipe, steps, seed, control_hidden_states=embedding(1, 96, 2, 4, 4, seed=5))
+    control = {"control_hidden_states": embedding(1, 96, 2, 4, 4, seed=5)}
+    return call_wan(pipe, steps, seed, denoiser_input_fields=control)
 
 
 @seeded
 def wan_animate() -> Any:
-    from diffusers import WanAnimate2Transformer3DModel
+    from diffusers import DPMSolverMultistepScheduler, WanAnimate2Transformer3DModel
 
     transformer = WanAnimate2Transformer3DModel(
         text_len=TOKENS, dim=64, ffn_dim=64, freq_dim=32, text_dim=WIDTH, num_heads=2, num_layers=2
     )
-    parts = {"transformer": shake(transformer), "vae": wan_vae(), "scheduler": wan_scheduler()}
+    scheduler = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=5.0)
+    parts = {"transformer": shake(transformer), "vae": wan_vae(), "scheduler": scheduler}
     return compose("wan_animate_2.modular_blocks_wan_animate_2.WanAnimate2CoreDenoiseStep", **parts)
 
 
 def call_wan_animate(pipe: Any, steps: int, seed: int) -> Tensor:
     frames = 5
     size = {"height": 32, "width": 32, "num_segments": 1, "segment_frame_length": frames, "effective_segment": 4}
-    clip = {
-        "condition_clip_context": embedding(1, 4, 1280, seed=6),
-        "encoder_hidden_states_image": embedding(1, 4, 1280, seed=7),
-    }
+    clip = {"encoder_hidden_states_image": embedding(1, 4, 1280, seed=7)}
     images = {
         "reference_image_latents": embedding(20, 1, 4, 4, seed=5),
         "driving_video_pixels": embedding(1, 3, frames, 32, 32, seed=8).tanh(),
+        "condition_clip_context": embedding(1, 4, 1280, seed=6),
     }
     text = {**prompts(), "prompt_ref_embeds": embedding(1, TOKENS, WIDTH, seed=9)}
-    return sample(pipe, steps, seed, "segment_frames", **text, **clip, **images, **size)[0]
+    segments = sample(pipe, steps, seed, "segment_frames", **text, **images, **size, denoiser_input_fields=clip)
+    return torch.cat(segments, dim=2)
 
 
 # Flux
@@ -331,6 +334,17 @@ def call_stable_diffusion_3(pipe: Any, steps: int, seed: int) -> Tensor:
 
 
 @seeded
+def stable_diffusion_3_skipping() -> Any:
+    """Skip-layer guidance, over all steps: a third call, with a block left out."""
+    from diffusers import LayerSkipConfig, SkipLayerGuidance
+
+    whole = {"skip_layer_guidance_start": 0.0, "skip_layer_guidance_stop": 1.0}
+    skipping = LayerSkipConfig(indices=[1], fqn="transformer_blocks")
+    pipe = stable_diffusion_3_modular()
+    return fill(pipe, guider=SkipLayerGuidance(guidance_scale=5.0, skip_layer_config=skipping, **whole))
+
+
+@seeded
 def ernie_image_modular() -> Any:
     pipe = ernie_image()
     blocks = "ernie_image.modular_blocks_ernie_image.ErnieImageCoreDenoiseStep"
@@ -424,8 +438,12 @@ def call_ideogram4(pipe: Any, steps: int, seed: int) -> Tensor:
 
 @seeded
 def hunyuan15() -> Any:
+    """Where there is no VAE, the blocks take its latents to have 32 channels."""
+    parts = hunyuan15_parts()
+    small = parts["transformer"]
+    transformer = type(small).from_config({**small.config, "in_channels": 65, "out_channels": 32})
     blocks = "hunyuan_video1_5.modular_blocks_hunyuan_video1_5.HunyuanVideo15CoreDenoiseStep"
-    return compose(blocks, **hunyuan15_parts())
+    return compose(blocks, **parts | {"transformer": shake(transformer)})
 
 
 def call_hunyuan15(pipe: Any, steps: int, seed: int) -> Tensor:
@@ -467,7 +485,9 @@ def helios() -> Any:
         rope_dim=(8, 8, 8),
     )
     scheduler = HeliosScheduler(stages=1, stage_range=[0, 1], use_dynamic_shifting=True)
-    return compose("helios.modular_blocks_helios.HeliosCoreDenoiseStep", transformer=shake(transformer), scheduler=scheduler)
+    return compose(
+        "helios.modular_blocks_helios.HeliosCoreDenoiseStep", transformer=shake(transformer), scheduler=scheduler
+    )
 
 
 def call_helios(pipe: Any, steps: int, seed: int, num_frames: int = 33) -> Tensor:
@@ -541,12 +561,25 @@ def ltx2_modular() -> Any:
     return compose("ltx2.modular_blocks_ltx2.LTX2CoreDenoiseStep", **parts, **ltx2_guiders())
 
 
+@seeded
+def ltx25() -> Any:
+    """The same blocks in a class of its own, which decodes otherwise; a transformer with gates."""
+    from diffusers.modular_pipelines import LTX25ModularPipeline
+    from diffusers.modular_pipelines.ltx2.modular_blocks_ltx2 import LTX2CoreDenoiseStep
+
+    pipe, small = ltx2(), ltx2_transformer()
+    gates = dict.fromkeys(("gated_attn", "cross_attn_mod", "audio_gated_attn", "audio_cross_attn_mod"), True)
+    transformer = shake(type(small).from_config({**small.config, **gates}))
+    parts = {"transformer": transformer, "audio_vae": pipe.audio_vae, "scheduler": pipe.scheduler}
+    return fill(LTX25ModularPipeline(blocks=LTX2CoreDenoiseStep()), **parts, **ltx2_guiders())
+
+
 def call_ltx2(pipe: Any, steps: int, seed: int) -> Tensor:
     """Video and sound; sound is stepped by a copy of the scheduler."""
     text: dict[str, Any] = {}
     for sign, numbers, padding in (("", 1, 2), ("negative_", 2, 4)):
         text[f"{sign}connector_prompt_embeds"] = embedding(1, TOKENS, WIDTH, seed=numbers)
-        text[f"{sign}connector_audio_prompt_embeds"] = embedding(1, TOKENS, WIDTH // 2, seed=numbers + 2)
+        text[f"{sign}connector_audio_prompt_embeds"] = embedding(1, TOKENS, WIDTH, seed=numbers + 2)
         text[f"{sign}connector_attention_mask"] = mask(padding)
     size = {"height": 128, "width": 128, "num_frames": 9, "batch_size": 1, "dtype": torch.float32}
     return sample_all(pipe, steps, seed, ["latents", "audio_latents"], **text, **size)
@@ -571,13 +604,45 @@ def minimax_h3() -> Any:
         rope_freq_dim=2,
     )
     schedulers = {"scheduler": MiniMaxH3Scheduler(shift=12.0), "audio_scheduler": MiniMaxH3Scheduler(shift=3.0)}
-    return compose("minimax_h3.modular_blocks_minimax_h3.MiniMaxH3CoreDenoiseStep", transformer=shake(transformer), **schedulers)
+    return compose(
+        "minimax_h3.modular_blocks_minimax_h3.MiniMaxH3CoreDenoiseStep", transformer=shake(transformer), **schedulers
+    )
 
 
 def call_minimax_h3(pipe: Any, steps: int, seed: int) -> Tensor:
-    text = {"prompt_embeds": embedding(1, TOKENS, WIDTH, seed=1), "text_token_tags": torch.ones(TOKENS, dtype=torch.long)}
+    text = {
+        "prompt_embeds": embedding(1, TOKENS, WIDTH, seed=1),
+        "text_token_tags": torch.ones(TOKENS, dtype=torch.long),
+    }
     size = {"height": 32, "width": 32, "num_frames": 124}
     return sample_all(pipe, steps, seed, ["latents", "audio_latents"], **text, **size)
+
+
+@seeded
+def minimax_music3() -> Any:
+    """Sound in windows, each with timesteps of its own; here one window. Time runs from 0, which is noise, to 1."""
+    from diffusers import MiniMaxMusic3ConditionEncoder, MiniMaxMusic3Transformer1DModel
+
+    transformer = MiniMaxMusic3Transformer1DModel(
+        in_channels=8,
+        condition_dim=WIDTH,
+        num_layers=2,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        ff_inner_dim=64,
+        rotary_dim=8,
+        fourier_embedding_dim=16,
+    )
+    encoder = MiniMaxMusic3ConditionEncoder(condition_hidden_dim=WIDTH, num_condition_layers=2, out_dim=WIDTH)
+    parts = {"transformer": shake(transformer), "condition_encoder": shake(encoder)}
+    scheduler = flow(1.0, num_train_timesteps=1, invert_sigmas=True)
+    blocks = "minimax_music3.modular_blocks_minimax_music3.MiniMaxMusic3CoreDenoiseStep"
+    return compose(blocks, **parts, scheduler=scheduler)
+
+
+def call_minimax_music3(pipe: Any, steps: int, seed: int) -> Tensor:
+    chunks = sample(pipe, steps, seed, "latent_chunks", frame_hiddens=embedding(1, TOKENS, 2 * WIDTH, seed=1))
+    return torch.cat(chunks, dim=-1)
 
 
 MODULAR: list[Tiny] = [
@@ -600,6 +665,9 @@ MODULAR: list[Tiny] = [
     Tiny("QwenImage21ModularPipeline", qwen_image_21, call_qwen_image_21, 2),
     Tiny("ZImageModularPipeline", z_image_modular, call_listed_image, 2),
     Tiny("StableDiffusion3ModularPipeline", stable_diffusion_3_modular, call_stable_diffusion_3, 2),
+    Tiny(
+        "StableDiffusion3ModularPipeline (skip-layer guidance)", stable_diffusion_3_skipping, call_stable_diffusion_3, 3
+    ),
     Tiny("ErnieImageModularPipeline", ernie_image_modular, call_listed_image, 2),
     Tiny("AnimaModularPipeline", anima, call_anima, 2),
     Tiny("Krea2ModularPipeline", krea2, call_krea2, 2),
@@ -611,5 +679,7 @@ MODULAR: list[Tiny] = [
     Tiny("Cosmos3OmniModularPipeline", cosmos3, call_cosmos3, 2),
     Tiny("Cosmos3OmniModularPipeline (sound)", cosmos3_sound, call_cosmos3_sound, 2),
     Tiny("LTX2ModularPipeline", ltx2_modular, call_ltx2, 4),
+    Tiny("LTX25ModularPipeline", ltx25, call_ltx2, 4),
     Tiny("MiniMaxH3ModularPipeline", minimax_h3, call_minimax_h3, 1),
+    Tiny("MiniMaxMusic3ModularPipeline", minimax_music3, call_minimax_music3, 2),
 ]
