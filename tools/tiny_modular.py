@@ -8,7 +8,8 @@ random embeddings, and the result is the final latents. Guidance is by the famil
         latents = tiny.call(tiny.build(), 6, 0)
 
 As in `tiny_pipelines`, a diffusers that lacks a family loses that pipeline only. Of each family the main pipelines are
-here; not its turbo and distilled checkpoints (but for Flux 2 Klein), Helios' pyramids, Qwen-Image's edit plus and layers.
+here; not tried are turbo and distilled checkpoints (Flux 2 Klein is), Helios' pyramids, Qwen-Image's edit plus and
+layers.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from typing import Any
 
 import torch
 from tiny_pipelines import (
-    POOLED,
     TOKENS,
     WIDTH,
     Tiny,
@@ -49,7 +49,7 @@ from tiny_pipelines import (
 from torch import Tensor
 
 NOT_RUN: dict[str, str] = {
-    "EchoModularPipeline": "has no scheduler: its loop goes from noise level to noise level, with fresh noise, by itself.",
+    "EchoModularPipeline": "has no scheduler: its loop adds fresh noise at every step by itself.",
     "StableDiffusionXLModularPipeline": "has no transformer: its model is a U-Net.",
 }
 """Modular pipelines that are not below, and why."""
@@ -156,6 +156,7 @@ def call_wan_vace(pipe: Any, steps: int, seed: int) -> Tensor:
 
 @seeded
 def wan_animate() -> Any:
+    """Videos in segments, each with timesteps of its own; here one. Before its first step, one more call reads it."""
     from diffusers import DPMSolverMultistepScheduler, WanAnimate2Transformer3DModel
 
     transformer = WanAnimate2Transformer3DModel(
@@ -334,17 +335,6 @@ def call_stable_diffusion_3(pipe: Any, steps: int, seed: int) -> Tensor:
 
 
 @seeded
-def stable_diffusion_3_skipping() -> Any:
-    """Skip-layer guidance, over all steps: a third call, with a block left out."""
-    from diffusers import LayerSkipConfig, SkipLayerGuidance
-
-    whole = {"skip_layer_guidance_start": 0.0, "skip_layer_guidance_stop": 1.0}
-    skipping = LayerSkipConfig(indices=[1], fqn="transformer_blocks")
-    pipe = stable_diffusion_3_modular()
-    return fill(pipe, guider=SkipLayerGuidance(guidance_scale=5.0, skip_layer_config=skipping, **whole))
-
-
-@seeded
 def ernie_image_modular() -> Any:
     pipe = ernie_image()
     blocks = "ernie_image.modular_blocks_ernie_image.ErnieImageCoreDenoiseStep"
@@ -409,7 +399,7 @@ def krea2() -> Any:
 def call_krea2(pipe: Any, steps: int, seed: int) -> Tensor:
     """The transformer takes what several layers of the text encoder give."""
     signs = {"": 1, "negative_": 2}
-    text = {f"{sign}prompt_embeds": embedding(1, TOKENS, 2, WIDTH, seed=seed) for sign, seed in signs.items()}
+    text = {f"{sign}prompt_embeds": embedding(1, TOKENS, 2, WIDTH, seed=number) for sign, number in signs.items()}
     text |= masks("prompt_embeds_mask", torch.bool)
     return sample(pipe, steps, seed, **text, height=64, width=64)
 
@@ -577,9 +567,9 @@ def ltx25() -> Any:
 def call_ltx2(pipe: Any, steps: int, seed: int) -> Tensor:
     """Video and sound; sound is stepped by a copy of the scheduler."""
     text: dict[str, Any] = {}
-    for sign, numbers, padding in (("", 1, 2), ("negative_", 2, 4)):
-        text[f"{sign}connector_prompt_embeds"] = embedding(1, TOKENS, WIDTH, seed=numbers)
-        text[f"{sign}connector_audio_prompt_embeds"] = embedding(1, TOKENS, WIDTH, seed=numbers + 2)
+    for sign, number, padding in (("", 1, 2), ("negative_", 2, 4)):
+        text[f"{sign}connector_prompt_embeds"] = embedding(1, TOKENS, WIDTH, seed=number)
+        text[f"{sign}connector_audio_prompt_embeds"] = embedding(1, TOKENS, WIDTH, seed=number + 2)
         text[f"{sign}connector_attention_mask"] = mask(padding)
     size = {"height": 128, "width": 128, "num_frames": 9, "batch_size": 1, "dtype": torch.float32}
     return sample_all(pipe, steps, seed, ["latents", "audio_latents"], **text, **size)
@@ -665,9 +655,6 @@ MODULAR: list[Tiny] = [
     Tiny("QwenImage21ModularPipeline", qwen_image_21, call_qwen_image_21, 2),
     Tiny("ZImageModularPipeline", z_image_modular, call_listed_image, 2),
     Tiny("StableDiffusion3ModularPipeline", stable_diffusion_3_modular, call_stable_diffusion_3, 2),
-    Tiny(
-        "StableDiffusion3ModularPipeline (skip-layer guidance)", stable_diffusion_3_skipping, call_stable_diffusion_3, 3
-    ),
     Tiny("ErnieImageModularPipeline", ernie_image_modular, call_listed_image, 2),
     Tiny("AnimaModularPipeline", anima, call_anima, 2),
     Tiny("Krea2ModularPipeline", krea2, call_krea2, 2),
