@@ -15,7 +15,7 @@ FEW = ("20 steps", "8 steps")
 FEW_STEPS = """| steps | what to use | where nothing helps |
 |---|---|---|
 | 28 | hindsight, with a third of them or more | at 10 on tiny-wan LeMiCa's closed form is 0.7 dB closer |
-| 20 | hindsight with half of them or more | at 14 on tiny-wan reuse is 0.8 dB closer; with a third (7) nothing is reliable: take fewer steps |
+| 20 | hindsight with half of them or more | with 7 nothing is reliable; at 14 on tiny-wan reuse is 0.8 dB closer |
 | 8 | hindsight with 6, or all | on tiny-wan not even that; with 5 or 4 nothing is reliable: take fewer steps |
 
 PSNR to the uncached run of as many steps, mean / worst prompt, dB:

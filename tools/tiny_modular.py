@@ -78,10 +78,10 @@ def guidance(scale: float) -> Any:
     return ClassifierFreeGuidance(guidance_scale=scale)
 
 
-def sample(pipe: Any, steps: int, seed: int, output: str = "latents", **arguments: Any) -> Tensor:
-    """One run of a pipeline, as latents."""
+def sample(pipe: Any, steps: int, seed: int, **arguments: Any) -> Any:
+    """One run of a pipeline, as latents; `output`: another of its results."""
     generator = torch.Generator().manual_seed(seed)
-    return pipe(num_inference_steps=steps, generator=generator, output=output, **arguments)
+    return pipe(num_inference_steps=steps, generator=generator, **{"output": "latents", **arguments})
 
 
 def sample_all(pipe: Any, steps: int, seed: int, outputs: list[str], **arguments: Any) -> Tensor:
@@ -177,7 +177,7 @@ def call_wan_animate(pipe: Any, steps: int, seed: int) -> Tensor:
         "condition_clip_context": embedding(1, 4, 1280, seed=6),
     }
     text = {**prompts(), "prompt_ref_embeds": embedding(1, TOKENS, WIDTH, seed=9)}
-    segments = sample(pipe, steps, seed, "segment_frames", **text, **images, **size, denoiser_input_fields=clip)
+    segments = sample(pipe, steps, seed, output="segment_frames", **text, **images, **size, denoiser_input_fields=clip)
     return torch.cat(segments, dim=2)
 
 
@@ -481,7 +481,7 @@ def helios() -> Any:
 
 
 def call_helios(pipe: Any, steps: int, seed: int, num_frames: int = 33) -> Tensor:
-    chunks = sample(pipe, steps, seed, "latent_chunks", **prompts(), height=64, width=64, num_frames=num_frames)
+    chunks = sample(pipe, steps, seed, output="latent_chunks", **prompts(), height=64, width=64, num_frames=num_frames)
     return torch.cat(chunks, dim=2)
 
 
@@ -631,7 +631,7 @@ def minimax_music3() -> Any:
 
 
 def call_minimax_music3(pipe: Any, steps: int, seed: int) -> Tensor:
-    chunks = sample(pipe, steps, seed, "latent_chunks", frame_hiddens=embedding(1, TOKENS, 2 * WIDTH, seed=1))
+    chunks = sample(pipe, steps, seed, output="latent_chunks", frame_hiddens=embedding(1, TOKENS, 2 * WIDTH, seed=1))
     return torch.cat(chunks, dim=-1)
 
 

@@ -148,7 +148,8 @@ class StepCache:
         feature = self.strategy.feature(call, x, output)
         if feature is not None:
             held = feature if self.cache_device is None else feature.to(self.cache_device, non_blocking=True)
-            state.kept = [(call.step, held), *state.kept][: self.strategy.history]
+            alike = [(step, other) for step, other in state.kept if other.shape == held.shape]
+            state.kept = [(call.step, held), *alike][: self.strategy.history]
         elif call.last:
             state.kept = []
         self._weigh()

@@ -46,8 +46,10 @@ from stepcache.named import named
 
 PATCHING = LastingPatches.__init__.__code__.co_filename
 """Where our own methods stand in for others'."""
-CONDITIONS = ("encoder_hidden_states", "cap_feats", "prompt_embeds", "class_labels", "input_ids")
+CONDITIONS = ("encoder_hidden_states", "cap_feats", "prompt_embeds", "class_labels", "input_ids", "text_bth")
 """Names of the transformers' text inputs; the first that is given tells branches apart where pipelines name none."""
+LATENTS = ("hidden_states", "vision_tokens")
+"""Names of the transformers' noisy inputs, where that is not the first."""
 
 
 @dataclass(frozen=True)
@@ -94,22 +96,26 @@ RELEASED = {  # (transformer, layers, single layers, heads, input channels, tran
     ("Flux2Transformer2DModel", 8, 48, 48, 128, 1, "guidance_embeds"): ("flux.2-dev",),
 }
 """Structures of released checkpoints. One that several share is none of them for certain: the user must say which."""
+_WAN, _WAN_I2V = ("WanPipeline", "WanModularPipeline"), ("WanImageToVideoPipeline", "WanImage2VideoModularPipeline")
+_WAN22 = ("WanPipeline", "Wan22ModularPipeline")
+_WAN22_I2V = ("WanImageToVideoPipeline", "Wan22Image2VideoModularPipeline")
+_QWEN = ("QwenImagePipeline", "QwenImageModularPipeline")
 PIPELINES = {
-    "wan2.1-t2v-1.3B": "WanPipeline",
-    "wan2.1-t2v-14B": "WanPipeline",
-    "wan2.1-i2v-14B": "WanImageToVideoPipeline",
-    "wan2.2-t2v-A14B": "WanPipeline",
-    "wan2.2-i2v-A14B": "WanImageToVideoPipeline",
-    "wan2.2-ti2v-5B-t2v": "WanPipeline",
-    "wan2.2-ti2v-5B-i2v": "WanImageToVideoPipeline",
-    "qwen-image": "QwenImagePipeline",
-    "qwen-image-2512": "QwenImagePipeline",
-    "qwen-image-edit": "QwenImageEditPipeline",
-    "flux.1-dev": "FluxPipeline",
-    "flux.1-kontext": "FluxKontextPipeline",
-    "flux.2-dev": "Flux2Pipeline",
+    "wan2.1-t2v-1.3B": _WAN,
+    "wan2.1-t2v-14B": _WAN,
+    "wan2.1-i2v-14B": _WAN_I2V,
+    "wan2.2-t2v-A14B": _WAN22,
+    "wan2.2-i2v-A14B": _WAN22_I2V,
+    "wan2.2-ti2v-5B-t2v": _WAN,
+    "wan2.2-ti2v-5B-i2v": _WAN_I2V,
+    "qwen-image": _QWEN,
+    "qwen-image-2512": _QWEN,
+    "qwen-image-edit": ("QwenImageEditPipeline", "QwenImageEditModularPipeline"),
+    "flux.1-dev": ("FluxPipeline", "FluxModularPipeline"),
+    "flux.1-kontext": ("FluxKontextPipeline", "FluxKontextModularPipeline"),
+    "flux.2-dev": ("Flux2Pipeline", "Flux2ModularPipeline"),
 }
-"""The pipeline a name belongs to, where pipelines of other tasks load transformers of the same structure."""
+"""The pipelines a name belongs to, where pipelines of other tasks load transformers of the same structure."""
 
 
 class Run:
@@ -223,7 +229,7 @@ def model_name(pipe: Any) -> str:
     count = 1 if getattr(pipe, "transformer_2", None) is None else 2
     marks = tuple(n for n in MARKS if getattr(c, n, None))
     known = RELEASED.get((cls, layers, singles, heads, channels, count, *marks), ())
-    fitting = [n for n in known if PIPELINES.get(n, type(pipe).__name__) == type(pipe).__name__]
+    fitting = [n for n in known if type(pipe).__name__ in PIPELINES.get(n, (type(pipe).__name__,))]
     if fitting:
         return " or ".join(fitting)
     blocks = f"{layers}+{singles}" if singles else str(layers)
@@ -235,17 +241,24 @@ def _whole(value: Any) -> int:
     return value if isinstance(value, int) else 0
 
 
+def is_transformer(component: str) -> bool:
+    """Whether a component of this name is one: `transformer`, `transformer_2`, `unconditional_transformer`."""
+    return component.startswith("transformer") or component.endswith("_transformer")
+
+
 def _transformers(pipe: Any) -> dict[str, torch.nn.Module]:
     """Name -> module of the pipeline's transformers; ValueError if none can be used."""
     components = getattr(pipe, "components", None)
     if not isinstance(components, dict):
         raise ValueError(f"{type(pipe).__name__} is not a diffusers pipeline; for other code use stepcache.attach.")
-    found = {n: m for n, m in components.items() if n.startswith("transformer") and isinstance(m, torch.nn.Module)}
+    found = {n: m for n, m in components.items() if is_transformer(n) and isinstance(m, torch.nn.Module)}
     if not found:
         raise ValueError(
             f"{type(pipe).__name__} has no transformer: looked for a component of that name, "
             f"found {', '.join(sorted(n for n, m in components.items() if m is not None)) or 'none at all'}."
         )
+    if not callable(getattr(getattr(pipe, "scheduler", None), "step", None)):
+        raise ValueError(f"{type(pipe).__name__} has no scheduler, whose step would end a step; its loop is its own.")
     if pipe in _RUNS:
         raise ValueError("a cache is enabled on this pipeline already; call stepcache.disable(pipe) first.")
     for module in found.values():
@@ -332,6 +345,8 @@ class _Host:
         if names[:1] in ([], ["args"]):
             raise ValueError(f"{type(module).__name__}.forward does not say what its arguments are; unwrap it first.")
 
+        noisy = next((n for n in LATENTS if n in names), names[0])
+
         def make(original: Method) -> Method:
             def call(*args: Any, **kwargs: Any) -> Any:
                 if (_caller() or self.pipe()) is not self.pipe():  # another pipeline's, with the same transformer
@@ -340,7 +355,7 @@ class _Host:
                 if not self.cache.run.num_steps:  # outside of the denoising loop, before the first set_timesteps
                     return original(*args, **kwargs)
                 given = {**dict(zip(names, args, strict=False)), **kwargs}
-                return entrance.enter(original, args, kwargs, given[names[0]], self._branch(given), owner=name)
+                return entrance.enter(original, args, kwargs, given[noisy], self._branch(given), owner=name)
 
             return call
 
@@ -378,12 +393,15 @@ class _Host:
             )
 
     def _watch(self, scheduler: Any) -> None:
+        """Stand at the door of the pipeline's scheduler, and of others it has for a part of the latent (sound)."""
         self.scheduler = scheduler
-        if scheduler in self.watched:
-            return
-        self.watched.add(scheduler)
-        step = self._step_of  # some pipelines step sound with a copy of their scheduler
-        self.patches.set(scheduler, "step", step(scheduler), copies=step)
+        components = getattr(self.pipe(), "components", {}).values()
+        others = [c for c in components if hasattr(c, "timesteps") and callable(getattr(c, "step", None))]
+        for found in (scheduler, *others):
+            if found not in self.watched:
+                self.watched.add(found)
+                step = self._step_of  # some pipelines step sound with a copy of their scheduler
+                self.patches.set(found, "step", step(found), copies=step)
 
     def _step_of(self, scheduler: Any) -> Callable[[Method], Method]:
         """What `scheduler.step` becomes: the sampler's door."""
@@ -538,7 +556,7 @@ def _floating(module: torch.nn.Module, otherwise: torch.dtype) -> torch.dtype:
 
 
 def _first(pipe: Any) -> Any:
-    return inside(next(m for n, m in pipe.components.items() if n.startswith("transformer") and m is not None))
+    return inside(next(m for n, m in pipe.components.items() if is_transformer(n) and m is not None))
 
 
 def _remarks(pipe: Any, model: Any, scheduler: Any, steps: int) -> tuple[str, ...]:
@@ -547,6 +565,10 @@ def _remarks(pipe: Any, model: Any, scheduler: Any, steps: int) -> tuple[str, ..
     schnell = type(model).__name__ == "FluxTransformer2DModel" and not getattr(model.config, "guidance_embeds", True)
     if getattr(pipe.config, "is_distilled", False) or getattr(model.config, "use_meanflow", False) or schnell:
         remarks.append(f"this model is distilled to few steps, each of which does the work of many; {steps} here")
+    if getattr(getattr(pipe, "guider", None), "adaptive_projected_guidance_momentum", None) is not None:
+        remarks.append(
+            "the guider averages over the outputs of all steps (momentum), and hindsight has none at skipped ones"
+        )
     noisy = ("Ancestral", "SDE", "LCM", "SCM", "DDPM", "TCD")
     if (
         any(part in name for part in noisy)
