@@ -1,9 +1,10 @@
-"""Every pipeline of tools/tiny_pipelines.py, run as the table in docs/pipelines.md is made."""
+"""Every pipeline of tools/tiny_pipelines.py and tiny_modular.py, run as the table in docs/pipelines.md is made."""
 
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from diffusers import ClassifierFreeGuidance
 
 import stepcache
@@ -12,7 +13,8 @@ from stepcache import Plan, PlanFile
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 
 import tiny_pipelines
-from pipeline_table import examine
+from pipeline_table import ALL, NOT_RUN, examine
+from tiny_modular import MODULAR
 from tiny_pipelines import PIPELINES
 
 NAMED = {  # what the papers and repositories name
@@ -34,6 +36,16 @@ NAMED = {  # what the papers and repositories name
     "ZImagePipeline",
     "StableDiffusion3Pipeline",
     "ErnieImagePipeline",
+    "MiniMaxH3ModularPipeline",
+    "Flux3ModularPipeline",
+    "WanAnimate2ModularPipeline",
+    "AnimaModularPipeline",
+    "WanModularPipeline",
+    "QwenImageModularPipeline",
+    "FluxModularPipeline",
+    "LTX2ModularPipeline",
+    "HunyuanVideo15ModularPipeline",
+    "ZImageModularPipeline",
 }
 
 
@@ -47,11 +59,22 @@ UNCORRECTED = {  # what the summary says where hindsight does not correct
 
 
 def test_all_that_are_named_are_there():
-    assert not NAMED - {t.name for t in PIPELINES}
-    assert len(PIPELINES) >= 20
+    names = [t.name for t in ALL]
+    assert not NAMED - set(names)
+    assert len(names) == len(set(names))
+    assert not set(NOT_RUN) & set(names)
 
 
-@pytest.mark.parametrize("tiny", PIPELINES, ids=lambda t: t.name)
+def test_no_family_of_modular_pipelines_is_left_out():
+    from diffusers.modular_pipelines.modular_pipeline import MODULAR_PIPELINE_MAPPING
+
+    families = {name.split("ModularPipeline")[0] for name in [*NOT_RUN, *(t.name for t in MODULAR)]}
+    variants = ("plus", "layered", "turbo", "distilled", "pyramid")  # tools/tiny_modular.py says that they are not here
+    known = {made().split("ModularPipeline")[0] for key, made in MODULAR_PIPELINE_MAPPING.items() if key}
+    assert {k for k in known - families if not any(v in k.lower() for v in variants)} == set()
+
+
+@pytest.mark.parametrize("tiny", ALL, ids=lambda t: t.name)
 def test_pipeline(tiny):
     row = examine(tiny)
     if row.output.startswith("not in this diffusers"):
@@ -102,3 +125,39 @@ def test_a_distilled_scale_mixes_nothing():
     with stepcache.accelerate(pipe, stepcache.Off()) as run:
         tiny.call(pipe, 4, 0)
     assert run.cache.run.guidance == 1.0
+
+
+@pytest.mark.parametrize(
+    "name", ["MiniMaxH3ModularPipeline", "LTX2ModularPipeline", "Cosmos3OmniModularPipeline (sound)"]
+)
+def test_every_sampler_of_a_step_has_its_corrector(name):
+    """Sound has a scheduler of its own (MiniMax-H3) or a copy (LTX-2)."""
+    tiny = next(t for t in MODULAR if t.name == name)
+    pipe = tiny.build()
+    truth, errors = tiny.call(pipe, 12, 0), []
+    for policy in ("hindsight:6", "uniform:6"):
+        with stepcache.accelerate(pipe, policy) as run:
+            errors.append(float((tiny.call(pipe, 12, 0) - truth).norm() / truth.norm()))
+        if policy == "hindsight:6":
+            assert len(run.summary().strategy._correctors) == 2
+    assert errors[0] < errors[1]
+
+
+def test_released_models_are_known_in_modular_pipelines_too():
+    from diffusers import WanTransformer3DModel
+
+    from stepcache.hosts.diffusers import model_name
+
+    pipe = next(t for t in MODULAR if t.name == "WanModularPipeline").build()
+    assert model_name(pipe).startswith("WanTransformer3DModel-")
+    with torch.device("meta"):
+        large = WanTransformer3DModel(num_layers=40, num_attention_heads=40, in_channels=16)
+    pipe.update_components(transformer=large)
+    assert model_name(pipe) == "wan2.1-t2v-14B"
+
+
+def test_a_pipeline_without_a_scheduler_is_refused():
+    pipe = next(t for t in MODULAR if t.name == "WanModularPipeline").build()
+    pipe.update_components(scheduler=None)
+    with pytest.raises(ValueError, match="has no scheduler"):
+        stepcache.enable(pipe, "hindsight:6")
