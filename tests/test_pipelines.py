@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 import tiny_pipelines
 from pipeline_table import ALL, NOT_RUN, examine
 from tiny_modular import MODULAR
+from tiny_newer import NEWER
 from tiny_pipelines import PIPELINES
 
 NAMED = {  # what the papers and repositories name
@@ -141,6 +142,36 @@ def test_every_sampler_of_a_step_has_its_corrector(name):
         if policy == "hindsight:6":
             assert len(run.summary().strategy._correctors) == 2
     assert errors[0] < errors[1]
+
+
+def test_guidance_that_remembers_outputs_gets_no_made_up_ones():
+    """AceStep's pipeline keeps a running mean of what guidance moved; with ones at skipped steps the error was 0.36."""
+    tiny = next(t for t in NEWER if t.name == "AceStepPipeline")
+    pipe = tiny.build()
+    truth, errors = tiny.call(pipe, 12, 0), []
+    for policy in ("hindsight:6", "uniform:6"):
+        with stepcache.accelerate(pipe, policy) as run:
+            errors.append(float((tiny.call(pipe, 12, 0) - truth).norm() / truth.norm()))
+        assert not run.cache.strategy.tensors()
+    assert errors[0] < errors[1]
+
+
+def test_the_latent_s_tokens_may_come_last():
+    """What EasyCache measures is the latent, not the text's padding before it."""
+    tiny = next(t for t in NEWER if t.name == "Ideogram4Pipeline")
+    pipe, seen = tiny.build(), []
+
+    class Watched(stepcache.EasyCache):
+        def begin(self, run):
+            strategy = super().begin(run)
+            compute = strategy.compute
+            strategy.compute = lambda step, x: (seen.append(x.shape), compute(step, x))[1]
+            return strategy
+
+    with stepcache.accelerate(pipe, Watched(0.1, 2)):
+        tiny.call(pipe, 6, 0)
+    assert len(set(seen[1:])) == 1
+    assert seen[1][1] < seen[0][1]
 
 
 def test_released_models_are_known_in_modular_pipelines_too():

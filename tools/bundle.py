@@ -41,13 +41,13 @@ class Target:
 
 BUILT = {
     "LeMiCa4Wan2.1/inference_wan.py": Target("lemica_wan", "methods.lemica", 750, 1125, "wan2.1"),
-    "LeMiCa4HunyuanVideo-1.5/lemica_generate.py": Target("lemica_hunyuan", "methods.lemica", 715, 1090, "hunyuan"),
-    "LeMiCa4QwenImage/inference_qwenimage.py": Target("lemica_qwenimage", "methods.lemica", 705, 1065, "qwen"),
-    "EasyCache4Wan2.1/easycache_generate.py": Target("easycache_wan", "methods.easycache", 690, 1030),
+    "LeMiCa4HunyuanVideo-1.5/lemica_generate.py": Target("lemica_hunyuan", "methods.lemica", 720, 1095, "hunyuan"),
+    "LeMiCa4QwenImage/inference_qwenimage.py": Target("lemica_qwenimage", "methods.lemica", 710, 1070, "qwen"),
+    "EasyCache4Wan2.1/easycache_generate.py": Target("easycache_wan", "methods.easycache", 690, 1035),
     "MagCache4Wan2.1/magcache_generate.py": Target("magcache_wan", "methods.magcache", 1065, 1515),
-    "Hindsight4Wan2.1/hindsight_generate.py": Target("hindsight_wan", "hindsight.corrector", 1080, 1570),
-    "Hindsight4HunyuanVideo-1.5/hindsight_generate.py": Target("hindsight_hunyuan", "hindsight.corrector", 1075, 1570),
-    "Hindsight4QwenImage/hindsight_generate.py": Target("hindsight_qwenimage", "hindsight.corrector", 1075, 1570),
+    "Hindsight4Wan2.1/hindsight_generate.py": Target("hindsight_wan", "hindsight.corrector", 1085, 1580),
+    "Hindsight4HunyuanVideo-1.5/hindsight_generate.py": Target("hindsight_hunyuan", "hindsight.corrector", 1080, 1580),
+    "Hindsight4QwenImage/hindsight_generate.py": Target("hindsight_qwenimage", "hindsight.corrector", 1080, 1580),
 }
 
 

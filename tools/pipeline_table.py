@@ -12,6 +12,7 @@ first and the last of these also at the `blocks` boundary, where the transformer
 from __future__ import annotations
 
 import argparse
+import inspect
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from typing import Any
 import torch
 from tiny_modular import MODULAR
 from tiny_modular import NOT_RUN as MODULAR_NOT_RUN
+from tiny_newer import NEWER
+from tiny_newer import NOT_RUN as NEWER_NOT_RUN
 from tiny_pipelines import PIPELINES, Tiny
 from tqdm import tqdm
 
@@ -33,10 +36,15 @@ from stepcache.files import write_atomically
 from stepcache.hosts.diffusers import BLOCKS, is_transformer
 
 STEPS = 12
-ALL = [*PIPELINES, *MODULAR]
-NOT_RUN = {**MODULAR_NOT_RUN}
-UNEQUAL = ("QwenImage21ModularPipeline",)
-"""Where the first output has another shape (text tokens too), so that extrapolation begins later."""
+ALL = [*PIPELINES, *NEWER, *MODULAR]
+NOT_RUN = {**NEWER_NOT_RUN, **MODULAR_NOT_RUN}
+UNEQUAL = (
+    "QwenImage21ModularPipeline",
+    "QwenImage21Pipeline",
+    "QwenImage21Pipeline (an image)",
+    "Flux2KleinKVPipeline",
+)
+"""Where the first call has another shape (text or reference tokens too), so that a step more is computed."""
 
 
 @dataclass(frozen=True)
@@ -165,12 +173,33 @@ def table(rows: list[Row]) -> str:
         "|---|---|---|---|---|---|---|---|",
         *map(_line, rows),
         "",
+        "Not run, most of them variants (other conditions, the same transformer and loop) of one above: "
+        + ", ".join(left_out(rows))
+        + ".",
+        "",
+        *(f"{name} {why}" for name, why in NOT_RUN.items()),
         "OmniGen could not be tried: its pipeline takes no ready-made embeddings and its processor needs torchvision.",
         "Pipelines whose model is no transformer (`unet`) are refused. EasyCache reuses output minus input, so it",
         "needs a model whose output has the latent's shape; DiT, PixArt, Latte and others return more, LTX2 pictures",
         "and sound.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def left_out(rows: list[Row]) -> list[str]:
+    """Pipelines of this diffusers that have a transformer and are in no row."""
+    import diffusers
+
+    known = {r.name.split(" ")[0] for r in rows}
+    found = []
+    for name in sorted(n for n in dir(diffusers) if n.endswith("Pipeline") and n not in known):
+        try:
+            parameters = inspect.signature(getattr(diffusers, name).__init__).parameters
+        except (ImportError, RuntimeError):  # needs something that is not installed
+            continue
+        if "transformer" in parameters:
+            found.append(name)
+    return found
 
 
 def _line(r: Row) -> str:

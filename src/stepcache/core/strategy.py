@@ -38,6 +38,8 @@ class Strategy:
     """How many past features a branch keeps; 0 if nothing is reused at the model's door."""
     predicts_guided = False
     """The method stands at the sampler's door: skipped calls return stand-ins, `guided` makes the forecast."""
+    stand_ins: dict[str, torch.Tensor] | None = None
+    """Of such a method: the last outputs of branches, to stand in at skipped calls, where the host keeps them."""
     cache_device: torch.device | str | None = None
     """Where tensors live between steps, if not where they were made; set by the cache."""
     group: Any = None

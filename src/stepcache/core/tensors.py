@@ -16,16 +16,17 @@ def weighted(weights: tuple[float, ...], features: list[torch.Tensor]) -> torch.
     return total
 
 
-def narrow(x: torch.Tensor, shape: torch.Size | None) -> torch.Tensor:
+def narrow(x: torch.Tensor, shape: torch.Size | None, last: bool = False) -> torch.Tensor:
     """The first entries of `x` along every dimension in which `shape` is smaller, the batch (first) dimension excepted.
 
-    Pipelines append conditions to the latent, as channels (image to video) or as tokens (editing).
+    Pipelines append conditions to the latent, as channels (image to video) or as tokens (editing). `last`: of the
+    second dimension the last entries; some put the text's tokens before the latent's.
     """
     if shape is None or x.ndim != len(shape) or any(a < b for a, b in zip(x.shape[1:], shape[1:], strict=True)):
         return x
     for dim in range(1, x.ndim):
         if x.shape[dim] != shape[dim]:
-            x = x.narrow(dim, 0, shape[dim])
+            x = x.narrow(dim, x.shape[dim] - shape[dim] if last and dim == 1 else 0, shape[dim])
     return x
 
 

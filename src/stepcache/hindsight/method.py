@@ -71,6 +71,7 @@ class FollowHindsight(Strategy):
         self.plan, self.notes = plan, notes
         self._computed, self._run = frozenset(plan.computed), run
         self._correctors: dict[int, Corrector] = {}
+        self.stand_ins: dict[str, torch.Tensor] = {}
         self._warnings: list[str] = []
         self._lost = ""
 
@@ -106,7 +107,7 @@ class FollowHindsight(Strategy):
         try:
             if sampler is None:
                 raise ValueError("the host does not know the sampler")
-            answers = remembered(sampler)
+            answers = remembered(sampler, self._run.num_steps)
             if len(answers) != self._run.num_steps + 1:
                 raise ValueError("the run does not walk all of the sampler's steps")
         except ValueError as error:
@@ -116,6 +117,7 @@ class FollowHindsight(Strategy):
         return Corrector(answers, self.cache_device, None if levels is None else places_of(levels))
 
     def release(self) -> None:
+        self.stand_ins.clear()
         for corrector in self._correctors.values():
             corrector.restart()
 
@@ -125,4 +127,4 @@ class FollowHindsight(Strategy):
         return (*self._warnings, *filter(None, (self._lost,)))
 
     def tensors(self) -> list[torch.Tensor]:
-        return [t for corrector in self._correctors.values() for t in corrector.tensors]
+        return [*self.stand_ins.values(), *(t for c in self._correctors.values() for t in c.tensors)]

@@ -15,13 +15,14 @@ from typing import Any
 import torch
 
 
-def response(scheduler: Any) -> torch.Tensor:
+def response(scheduler: Any, steps: int | None = None) -> torch.Tensor:
     """Push unit vectors through a copy of a scheduler, on the CPU, whatever device its own tensors are on.
 
     Neither the scheduler nor the global random state is touched.
 
     Args:
         scheduler: with its timesteps set, and its begin index where the run starts later (image to image).
+        steps: of the run, where it has no begin index and walks only the last of its timesteps; default: all.
 
     Returns:
         float64 (S + 1, S + 1): row k is the latent before step k over (x_0, v_0, ..., v_(S-1)); the last row is the
@@ -36,7 +37,7 @@ def response(scheduler: Any) -> torch.Tensor:
         raise ValueError(f"{type(scheduler).__name__} is not stepped by output, timestep and sample alone")
     try:
         with torch.random.fork_rng(devices=[]):
-            once, tripled = (_push(scheduler, scale) for scale in (1.0, 3.0))
+            once, tripled = (_push(scheduler, scale, steps) for scale in (1.0, 3.0))
     except IndexError as error:  # its last timestep is an end, not a step
         raise ValueError(f"{type(scheduler).__name__} has no step for each of its timesteps") from error
     if not torch.allclose(3 * once, tripled, rtol=1e-4, atol=1e-6):  # noise does not triple, clipping is not linear
@@ -49,24 +50,25 @@ def response(scheduler: Any) -> torch.Tensor:
 _ANSWERS: dict[Hashable, torch.Tensor] = {}  # of the last four samplers: small, and a function of the key alone
 
 
-def remembered(scheduler: Any) -> torch.Tensor:
+def remembered(scheduler: Any, steps: int | None = None) -> torch.Tensor:
     """`response`, worked out once for samplers that are alike: of one class, with equal settings and noise levels."""
     if hasattr(scheduler, "answers"):  # `Evaluations`: worked out already
         return torch.as_tensor(scheduler.answers())
     config, begin = getattr(scheduler, "config", None), getattr(scheduler, "begin_index", None)
     levels = [x for x in (scheduler.timesteps, getattr(scheduler, "sigmas", None)) if x is not None]
-    key = (type(scheduler), str(config), begin, str([torch.as_tensor(x).tolist() for x in levels]))
+    key = (type(scheduler), str(config), begin, steps, str([torch.as_tensor(x).tolist() for x in levels]))
     if config is None or key not in _ANSWERS:
         while len(_ANSWERS) >= 4:
             del _ANSWERS[next(iter(_ANSWERS))]
-        _ANSWERS[key] = response(scheduler)
+        _ANSWERS[key] = response(scheduler, steps)
     return _ANSWERS[key]
 
 
-def _push(scheduler: Any, scale: float) -> torch.Tensor:
+def _push(scheduler: Any, scale: float, steps: int | None) -> torch.Tensor:
     sampler = on_cpu(copy.deepcopy(scheduler))
     vars(sampler).pop("step", None)  # a host's, which came along
-    timesteps = sampler.timesteps[getattr(sampler, "begin_index", None) or 0 :]
+    begin = getattr(sampler, "begin_index", None)
+    timesteps = sampler.timesteps[-(steps or 0) if begin is None else begin :]
     # "sample" 0 carries x_0, the others one output each
     x = torch.zeros(len(timesteps) + 1, 1, 1, 1, dtype=torch.float64, device="cpu")
     x[0] = scale

@@ -50,6 +50,8 @@ CONDITIONS = ("encoder_hidden_states", "cap_feats", "prompt_embeds", "class_labe
 """Names of the transformers' text inputs; the first that is given tells branches apart where pipelines name none."""
 LATENTS = ("hidden_states", "vision_tokens")
 """Names of the transformers' noisy inputs, where that is not the first."""
+TEXT_FIRST = ("Ideogram4Transformer2DModel", "QwenImage21Transformer2DModel")
+"""Transformers whose input has the text's tokens before the latent's."""
 
 
 @dataclass(frozen=True)
@@ -273,11 +275,12 @@ class _Entrance(TreeEntrance):
     """Knows the latent's own part of inputs and outputs, which may have conditions as further channels or tokens."""
 
     own: torch.Size | None = None
+    text_first = False
     _output: torch.Size | None = None
 
     def latent(self, x: torch.Tensor) -> torch.Tensor:
         """Without condition channels or tokens, once the output has shown which they are."""
-        return narrow(x, self.own)
+        return narrow(x, self.own, self.text_first)
 
     def learn(self, call: Call, result: Any) -> torch.Tensor:
         """Also the shape of the output."""
@@ -322,6 +325,7 @@ class _Host:
                 )
             blocks = _block_stack(inside(module), cache, patches) if cache.boundary == "blocks" else None
             entrance = _Entrance(cache, blocks)
+            entrance.text_first = type(inside(module)).__name__ in TEXT_FIRST
             self.entrances.append(entrance)
             patches.enter(module, self._enter(name, inside(module), entrance))
             if hasattr(module, "cache_context"):
@@ -565,9 +569,10 @@ def _remarks(pipe: Any, model: Any, scheduler: Any, steps: int) -> tuple[str, ..
     schnell = type(model).__name__ == "FluxTransformer2DModel" and not getattr(model.config, "guidance_embeds", True)
     if getattr(pipe.config, "is_distilled", False) or getattr(model.config, "use_meanflow", False) or schnell:
         remarks.append(f"this model is distilled to few steps, each of which does the work of many; {steps} here")
-    if getattr(getattr(pipe, "guider", None), "adaptive_projected_guidance_momentum", None) is not None:
+    guiders = [getattr(pipe, name, None) for name in ("guider", "ocr_guider")]
+    if any(getattr(g, "adaptive_projected_guidance_momentum", None) is not None for g in guiders):
         remarks.append(
-            "the guider averages over the outputs of all steps (momentum), and hindsight has none at skipped ones"
+            "guidance with momentum averages over the outputs of all steps, of skipped ones over the last again"
         )
     noisy = ("Ancestral", "SDE", "LCM", "SCM", "DDPM", "TCD")
     if (

@@ -230,7 +230,7 @@ class TreeEntrance(Entrance):
                 self.learn(call, original(*args, **kwargs))
             like, shape, unpack = self._returns[call.branch]
             guided = self.cache.strategy.predicts_guided
-            result = unpack(like.new_ones(shape) if guided else self.cache.predict(call, x))
+            result = unpack(self._stand_in(call, like, shape) if guided else self.cache.predict(call, x))
         self.cache.leave(call, x)
         return result
 
@@ -242,7 +242,14 @@ class TreeEntrance(Entrance):
         """The tensors in what the model returned, as one; how they are packed is remembered for skipped calls."""
         output, unpack = pack(result)
         self._returns[call.branch] = (output.new_empty(0), output.shape, unpack)
+        if self.cache.strategy.stand_ins is not None and not call.last:
+            self.cache.strategy.stand_ins[call.branch] = output.detach().clone()
         return output
+
+    def _stand_in(self, call: Call, like: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+        """Of a method that forecasts the guided output: the last one again, for guidance that remembers outputs."""
+        last = (self.cache.strategy.stand_ins or {}).get(call.branch)
+        return like.new_ones(shape) if last is None or last.shape != shape else last.clone()
 
 
 def pack(tree: Any) -> tuple[torch.Tensor, Callable[[torch.Tensor], Any]]:
