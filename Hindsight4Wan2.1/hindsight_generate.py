@@ -771,7 +771,7 @@ class Hindsight:
 
     def begin(self, run: Trajectory) -> Strategy:
         """The schedule for the run's noise levels, and a corrector for its sampler."""
-        plan = self.plan(run.num_steps, noise_levels_of(run)).including(run.handover)
+        plan = self.plan(run.num_steps, noise_levels_of(run))
         asked = computed_steps(self.budget, run.num_steps)
         why = f"of {run.num_steps} steps {plan.budget} are computed, not {asked}: with fewer it is not reliable"
         return FollowHindsight(plan, run, () if plan.budget == asked else (why,))
@@ -787,8 +787,8 @@ class FollowHindsight(Strategy):
     predicts_guided = True
 
     def __init__(self, plan: Plan, run: Trajectory, notes: tuple[str, ...] = ()) -> None:
-        self.plan, self.notes = plan, notes
-        self._computed, self._run = frozenset(plan.computed), run
+        self.plan, self.notes = plan.including(run.handover), notes
+        self._computed, self._run = frozenset(self.plan.computed), run
         self._correctors: dict[int, Corrector] = {}
         self.stand_ins: dict[str, torch.Tensor] = {}
         self._warnings: list[str] = []

@@ -1427,7 +1427,7 @@ def choose(own: argparse.Namespace, args: argparse.Namespace) -> tuple[Policy | 
     name = model_name(args)
     if own.magcache_calibration:
         without_effect(own, ("use_magcache", *SETTINGS), "with --magcache_calibration, which computes every step")
-        if args.ulysses_size * args.ring_size > 1:
+        if args.ulysses_size * getattr(args, "ring_size", 1) > 1:
             raise ValueError(
                 "with sequence parallelism a rank sees only its own tokens; calibrate with --ulysses_size 1."
             )

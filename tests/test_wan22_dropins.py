@@ -85,6 +85,14 @@ def test_magcache_has_ratios_of_its_own(clone):
     )
 
 
+def test_magcache_calibrates_and_takes_the_file_back(clone, baseline):
+    flags = (*T2V, "--magcache_calibration", "--magcache_ratios", "r.json")
+    assert "ratios written to r.json" in run(clone, "magcache", *flags, "--save_file", "c.mp4").stdout
+    done = run(clone, "magcache", *T2V, "--use_magcache", "--magcache_ratios", "r.json", "--save_file", "r.mp4")
+    assert "computed" in done.stdout
+    assert "with sequence parallelism" in refused(clone, "magcache", *flags, "--ulysses_size", 2)
+
+
 @pytest.mark.parametrize(
     ("flags", "steps", "runs", "calls"),
     [
@@ -111,7 +119,8 @@ def test_calibrate_plan_and_where_a_plan_fits(clone, capsys):
     plan = ["plan", "--calibration", str(clone / "c.json"), "--budget", "12", "--out", str(clone / "p.json")]
     assert main(plan) == 0
     capsys.readouterr()
-    assert "computed 1" in run(clone, "hindsight", *T2V, "--plan", "p.json", "--save_file", "p.mp4").stdout
+    followed = run(clone, "hindsight", *T2V, "--plan", "p.json", "--save_file", "p.mp4").stdout
+    assert "computed 12 of 40 steps" in followed
     assert "(the run: 9)" in refused(clone, "hindsight", *T2V, "--plan", "p.json", "--sample_guide_scale", 9)
     assert "model wan2.2-t2v-A14B (the run: wan2.2-i2v-A14B)" in refused(
         clone, "hindsight", "--task", "i2v-A14B", "--plan", "p.json"
