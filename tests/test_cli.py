@@ -1,12 +1,14 @@
 """`stepcache generate` and `stepcache demo` on a real, untrained pipeline in a folder; mistakes users make."""
 
 import json
+import re
 import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from stepcache import Plan, PlanFile, Ratios
+from stepcache import Off, Plan, PlanFile, Ratios
 from stepcache.commands.main import COMMANDS, main
 from stepcache.measure.video import open_clip
 
@@ -303,35 +305,54 @@ def test_an_interruption_leaves_nothing_half_written(model, tmp_path, monkeypatc
     assert list(tmp_path.iterdir()) == []
 
 
-def test_demo_writes_table_clips_and_sheet(model, tmp_path, capsys):
-    assert command("demo", "--model", model, "--out", tmp_path, "--steps", 12) == 0
+def test_demo_writes_table_clips_sheet_and_animation(model, tmp_path, capsys):
+    assert command("demo", "--model", model, "--out", tmp_path, "--steps", 12, "--prompt", "a cat") == 0
     out = capsys.readouterr().out
     rows = json.loads((tmp_path / "table.json").read_text())
-    assert [r["method"] for r in rows] == ["uncached", "lemica", "easycache", "magcache", "hindsight"]
-    assert [r["label"] for r in rows][1] == "lemica, published list"
-    assert [r["label"] for r in rows][4] == "hindsight"
-    assert [rows[i]["computed"] for i in (0, 1, 4)] == [12, 6, 6]
-    assert rows[0]["psnr"] is None
-    assert all(r["computed"] + r["skipped"] == 12 for r in rows)
-    assert (tmp_path / "table.txt").read_text().strip() in out
-    names = {p.name for p in tmp_path.iterdir()}
-    assert names == {f"{r['method']}.{e}" for r in rows for e in ("mp4", "mkv")} | {
-        "sheet.png",
-        "table.json",
-        "table.txt",
-    }
+    names = [f"{name}:{b}" for b in (6, 3) for name in ("uniform", "lemica", "easycache", "magcache", "hindsight")]
+    assert [r["method"] for r in rows] == names
+    assert rows[1]["label"] == "lemica:6, published list"
+    known = {r["method"]: r["computed"] for r in rows}
+    for name, budget in (("uniform", 6), ("lemica", 6), ("hindsight", 6), ("uniform", 3), ("hindsight", 3)):
+        assert known[f"{name}:{budget}"] == [budget]
+    assert abs(known["magcache:6"][0] - 6) <= 1, "searched for the count"
+    assert all(part in out for part in (tmp_path / "table.txt").read_text().strip().split("\n\n"))
+    assert re.search(r"At 6 of 12 steps hindsight is (not the )?closest", out)
+    assert "Not measured: other models" in out
+    clips = {f"{name.replace(':', '_')}.{e}" for name in ("uncached", *names) for e in ("mp4", "mkv")}
+    assert {p.name for p in tmp_path.iterdir()} == clips | {"sheet.png", "demo.webp", "table.json", "table.txt"}
+    with Image.open(tmp_path / "demo.webp") as picture:
+        assert picture.n_frames > 1
+
+
+def test_the_demo_s_verdict_is_what_was_measured():
+    from stepcache.commands.demo import Result, Shown, table, verdicts
+
+    def result(name, count, *values):
+        frames, summary = np.zeros((1, 2, 2, 3), np.uint8), None
+        return Result(Shown(name, name, Off()), frames, summary, (count,) * len(values), values, (0.9,) * len(values))
+
+    ours, theirs = result("hindsight:25", 25, 40.0, 30.0), result("uniform:25", 25, 39.0, 33.0)
+    assert verdicts([ours, theirs, result("lemica:14", 14, 50.0)], 50) == [
+        "At 25 of 50 steps hindsight is not the closest to the uncached clips: 35.0 dB, the best other method "
+        "(uniform) 36.0."
+    ]
+    assert "is closest to" in verdicts([ours, result("uniform:25", 25, 30.0)], 50)[0]
+    assert "35.0   30.0" in table([ours, theirs], 50)
 
 
 def test_demo_of_other_methods(model, tmp_path, capsys):
-    policies = ("--policies", "uniform:3 uniform:4")
+    policies = ("--policies", "uniform:3 uniform:4", "--prompt", "a cat")
     assert command("demo", "--model", model, "--out", tmp_path, "--steps", 6, *policies) == 0
     rows = json.loads((tmp_path / "table.json").read_text())
-    assert [r["method"] for r in rows] == ["uncached", "uniform:3", "uniform:4"]
+    assert [r["method"] for r in rows] == ["uniform:3", "uniform:4"]
     assert (tmp_path / "uniform_3.mp4").exists()
     for flags, says in (
         (("--policies", ""), "--policies is empty"),
+        (("--policies", "uncached"), "names no method beside the uncached run"),
         (("--policies", "uniform:3 uniform:3"), "more than once"),
         (("--policies", "uniform:9"), "does not fit 6 steps"),
+        (("--policies", "easycache:@9"), "a run has 6 steps"),
         (("--policies", f"magcache-calibration:{tmp_path}/r.json"), "for stepcache generate"),
         (("--budget", "3"), "--budget is no longer a flag"),
         (("--prompt", ""), "--prompt is empty"),

@@ -1,6 +1,7 @@
-"""`stepcache demo`: the embedded model makes the same clip uncached and with LeMiCa, EasyCache, MagCache and Hindsight.
+"""`stepcache demo`: the same clips uncached and with every method, at equal numbers of computed steps.
 
-Same process, same seed, same prompt. Clips, a contact sheet and the table go to the output folder.
+One process, several prompts, seeds and noise alike for all. EasyCache and MagCache have no budget: their thresholds are
+searched for the count. Clips, a sheet of differences, an animated picture and the table go to the output folder.
 """
 
 from __future__ import annotations
@@ -8,52 +9,54 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from stepcache.bench.labels import label
-from stepcache.bench.methods import Method, help_text, read, read_list, single
+from stepcache.bench.methods import Contender, Method, Search, help_text, make, read, read_list, single
 from stepcache.bench.results import REFERENCE, slug
 from stepcache.commands.flags import Flags, request_from
 from stepcache.core.plan import timeline
 from stepcache.core.strategy import Policy
 from stepcache.core.summary import RunSummary
-from stepcache.files import check_writable, write_atomically
-from stepcache.measure.generation import check_policy, generate, load_pipeline, model_defaults, pipeline_kind
+from stepcache.core.trajectory import Trajectory
+from stepcache.files import check_writable, read_text, write_atomically
+from stepcache.measure.generation import Request, check_policy, generate, load_pipeline, model_defaults, pipeline_kind
 from stepcache.measure.metrics import mean_psnr, psnr, ssim
-from stepcache.measure.video import contact_sheet, write_clip
+from stepcache.measure.video import animation, contact_sheet, write_clip
 from stepcache.methods import Off
 
 EMBEDDED = Path(__file__).resolve().parents[3] / "assets" / "tiny-wan"
-
-
 RATIOS_FILE = "magcache_ratios.json"
-
-
 BORROWED = "wan2.1-t2v-1.3B"
-"""Whose published figures the embedded model borrows: it is of the same family."""
-
-
-PROMPT = "a big red circle moving right over a slate striped background"
+"""Whose published schedule the embedded model borrows: it is of the same family."""
+SHARES = (0.5, 0.28)
+"""Of the steps: the two budgets, 25 and 14 of 50."""
+PROMPTS, SEARCH_PROMPTS, SEARCH_TRIALS = 8, 2, 9
+AMPLIFIED = 8
+"""Factor of the differences on the sheet."""
+OURS = "hindsight"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `stepcache demo`."""
     parser.description = __doc__
-    parser.epilog = "methods:\n" + help_text(bench=False)
+    parser.epilog = "methods (`@14` asks for the threshold that computes 14 steps):\n" + help_text(bench=False)
     flags = Flags(parser)
     flags.add("--model", default=str(EMBEDDED), help="default: the embedded model of the clone")
-    flags.add("--prompt", default=PROMPT, help=f'default: "{PROMPT}"')
-    flags.add("--seed", type=int, default=0)
+    flags.add("--prompt", help=f"one prompt (default: {PROMPTS} of the embedded model's evaluation prompts)")
+    flags.add("--seed", type=int, default=0, help="of the first prompt; the next ones count on (0)")
     flags.add("--steps", type=int, default=50, help="steps of the loop (50, what LeMiCa's table is for)")
     flags.add(
         "--policies",
         metavar="LIST",
-        help="other methods to show, separated by spaces: see below (default: LeMiCa and Hindsight with half of the "
-        "steps computed, EasyCache, MagCache)",
+        help="other methods to show, separated by spaces: see below (default: uniform reuse, LeMiCa, EasyCache, "
+        "MagCache and Hindsight, at half of the steps and at 28 %% of them)",
     )
     flags.add("--out", default="outputs/demo", help="folder for clips, sheet and table (outputs/demo)")
     flags.add_gone(
@@ -66,42 +69,70 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def usual_methods(model: Path, steps: int) -> list[Method]:
-    """LeMiCa on a borrowed schedule, EasyCache, MagCache with the model's own ratios (else borrowed), Hindsight."""
-    half = max(2, steps // 2)
-    ratios = model / RATIOS_FILE
-    magcache = read("magcache:0.12,K=2,R=0.2,interp=product")
-    own = ("ratios", str(ratios)) if ratios.is_file() else ("table", BORROWED)
-    return [
-        read(f"lemica:{half},table={BORROWED},resample=1"),
-        read("easycache:0.05"),
-        replace(magcache, options=(*magcache.options, own)),
-        read(f"hindsight:{half}"),
-    ]
+    """At two budgets: uniform reuse, LeMiCa's borrowed list, EasyCache and MagCache searched, Hindsight."""
+    found = []
+    for share in SHARES:
+        budget = max(2, round(share * steps))
+        magcache = read(f"magcache:@{budget},K=6,R=0.1,interp=product")
+        ratios = model / RATIOS_FILE
+        own = ("ratios", str(ratios)) if ratios.is_file() else ("table", BORROWED)
+        found += [
+            read(f"uniform:{budget}"),
+            read(f"lemica:{budget},table={BORROWED},resample=1"),
+            read(f"easycache:@{budget},ret_steps={max(1, min(10, budget // 3))}"),
+            replace(magcache, options=(*magcache.options, own)),
+            read(f"{OURS}:{budget}"),
+        ]
+    return found
 
 
 @dataclass(frozen=True)
 class Shown:
-    """One run of the demo: its name in files and JSON, its label in the table, its policy."""
+    """A method of the demo: its name in files and JSON, its label in the table, its policy or the search for one."""
 
     name: str
     label: str
-    policy: Policy
+    policy: Policy | Search
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a method made of all prompts: the first one's clip and run, and figures a prompt."""
+
+    shown: Shown
+    frames: np.ndarray
+    summary: RunSummary
+    computed: tuple[int, ...]
+    psnr: tuple[float, ...]
+    ssim: tuple[float, ...]
+
+    @property
+    def count(self) -> float:
+        """Computed steps, mean of the prompts."""
+        return sum(self.computed) / len(self.computed)
 
 
 def shown(methods: list[Method]) -> list[Shown]:
-    """The uncached run and one a method, named as short as they can be told apart."""
+    """One a method, named as short as they can be told apart."""
     kinds = [method.name for method in methods]
-    found = [Shown(REFERENCE, REFERENCE, Off())]
+    found = []
     for method in methods:
-        name = method.name if kinds.count(method.name) == 1 else method.text
+        if method.name == REFERENCE:
+            continue
+        text = f"{method.name}:{method.value}" if method.value else method.name
+        name = method.name if kinds.count(method.name) == 1 else text.replace("@", "")
+        if method.value.startswith("@"):
+            search = make(method)
+            if isinstance(search, Search):
+                found.append(Shown(name, name, search))
+            continue
         policy, schedule = single(method)
-        if name != REFERENCE:
-            found.append(Shown(name, label(name, schedule).row, policy))
+        found.append(Shown(name, label(name, schedule).row, policy))
     return found
 
 
 def run(args: argparse.Namespace) -> int:
-    """A run a method, a table, clips, one sheet."""
+    """Uncached clips, all methods, a table, a verdict, clips, a sheet."""
     if not Path(args.model).is_dir() and args.model == str(EMBEDDED):
         raise FileNotFoundError(
             "the embedded model lies in a clone of the project (assets/tiny-wan); give --model DIR."
@@ -109,77 +140,189 @@ def run(args: argparse.Namespace) -> int:
     out = Path(args.out)
     check_writable(out, folder=True)
     pipeline_kind(args.model)
-    request = request_from(args, args.prompt, args.seed)
+    requests = requests_of(args)
     methods = read_list(args.policies) if args.policies is not None else usual_methods(Path(args.model), args.steps)
-    runs = shown(methods)
-    for each in runs:
-        check_policy(each.policy, request)
+    wanted = shown(methods)
+    if not wanted:
+        raise ValueError("--policies names no method beside the uncached run.")
+    _check(wanted, requests[0])
     pipe = load_pipeline(args.model)
-    for each in runs:
-        check_policy(each.policy, request, pipe)
-    print(f'prompt: "{request.prompt}", {request.steps} steps, guidance {request.guidance:g}, seed {request.seed}')
-    generate(pipe, replace(request, steps=2), Off())  # warm-up: allocators and kernels, not measured
-    results = []
-    for each in runs:
-        pipe.set_progress_bar_config(desc=each.label, leave=True)
-        results.append((each, *generate(pipe, request, each.policy)))
-    rows = [_row(*result, *results[0][1:]) for result in results]
-    text = table(rows)
-    width = max(len(each.label) for each in runs)
+    _check(wanted, requests[0], pipe)
+    pipe.set_progress_bar_config(disable=True)
+    first = requests[0]
+    print(f"{len(requests)} prompt(s), {first.steps} steps, guidance {first.guidance:g}, seeds from {first.seed}")
+    searches = sum(isinstance(each.policy, Search) for each in wanted)
+    with tqdm(total=len(requests) * (1 + len(wanted)) + searches, unit="run", dynamic_ncols=True) as bar:
+        truths = [_made(bar, REFERENCE, pipe, request, Off()) for request in requests]
+        results = [_result(bar, each, pipe, requests, truths) for each in wanted]
+    text = table(results, first.steps)
     print("\n" + text)
-    for each, _, summary in results:
-        print(f"{each.label:>{width}} {timeline(request.steps, summary.computed)}")
+    width = max(len(each.label) for each in wanted)
+    print(*(f"{r.shown.label:>{width}} {timeline(first.steps, r.summary.computed)}" for r in results), sep="\n")
+    said = "\n".join([*verdicts(results, first.steps), measured(args.model, len(requests))])
+    print(f"\n{said}")
     fps = float(model_defaults(args.model).get("fps", 8.0))
-    write_outputs(out, [(each, frames) for each, frames, _ in results], rows, text, fps)
-    print(f"\nclips, contact sheet and table are in {out}/: open {out / 'sheet.png'}")
+    write_outputs(out, truths[0], results, f"{text}\n\n{said}", fps)
+    print(f"\nclips, the sheet of differences and the table are in {out}/: open {out / 'sheet.png'}")
     return 0
 
 
-def _row(
-    run: Shown, frames: np.ndarray, summary: RunSummary, reference: np.ndarray, baseline: RunSummary
-) -> dict[str, Any]:
-    same = run.name == REFERENCE
-    return {
-        "method": run.name,
-        "label": run.label,
-        "computed": len(summary.computed),
-        "skipped": len(summary.skipped),
-        "loop_seconds": summary.loop_seconds,
-        "speedup": baseline.loop_seconds / summary.loop_seconds,
-        "ideal": summary.ideal_speedup,
-        "psnr": None if same else mean_psnr(psnr(reference, frames).tolist()),
-        "ssim": None if same else float(ssim(reference, frames).mean()),
-    }
+def requests_of(args: argparse.Namespace) -> list[Request]:
+    """One a prompt: the one that was given, or the first of the model's evaluation prompts."""
+    if args.prompt is not None:
+        return [request_from(args, args.prompt, args.seed)]
+    path = Path(args.model) / "prompts.json"
+    if not path.is_file():
+        path = EMBEDDED / "prompts.json"
+    prompts = json.loads(read_text(path, "prompts"))["evaluation"][:PROMPTS]
+    return [request_from(args, prompt, args.seed + i) for i, prompt in enumerate(prompts)]
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """The comparison as text; PSNR and SSIM against the uncached run."""
-    width = max(len(r["label"]) for r in rows)
-    columns = (("method", width), ("computed", 9), ("skipped", 7), ("loop s", 8), ("speed-up", 9), ("ideal", 6))
-    head = " ".join(f"{name:>{size}}" for name, size in (*columns, ("PSNR dB", 8), ("SSIM", 7)))
+def _check(wanted: list[Shown], request: Request, pipe: Any = None) -> None:
+    for each in wanted:
+        policy = each.policy
+        if isinstance(policy, Search):
+            if policy.target > request.steps:
+                raise ValueError(f"{policy.name}: a run has {request.steps} steps; ask for fewer.")
+            policy = _policy(policy.make(policy.low))
+        check_policy(policy, request, pipe)
+
+
+def _policy(contender: Contender) -> Policy:
+    if contender.policy is None:
+        raise ValueError(f"{contender.name} is another project's cache; run it beside ours with stepcache bench.")
+    return contender.policy
+
+
+def _made(bar: Any, name: str, pipe: Any, request: Request, policy: Policy) -> tuple[np.ndarray, RunSummary]:
+    bar.set_description_str(name)
+    found = generate(pipe, request, policy)
+    bar.update()
+    return found
+
+
+def _result(
+    bar: Any, each: Shown, pipe: Any, requests: list[Request], truths: list[tuple[np.ndarray, RunSummary]]
+) -> Result:
+    """A method on all prompts."""
+    policy = each.policy
+    if isinstance(policy, Search):
+        bar.set_description_str(f"{each.name}, threshold")
+        policy = searched(pipe, policy, requests[:SEARCH_PROMPTS])
+        bar.update()
+    made = [_made(bar, each.name, pipe, request, policy) for request in requests]
+    pairs = [(truth, frames) for (truth, _), (frames, _) in zip(truths, made, strict=True)]
+    return Result(
+        each,
+        made[0][0],
+        made[0][1],
+        tuple(len(summary.computed) for _, summary in made),
+        tuple(mean_psnr(psnr(a, b).tolist()) for a, b in pairs),
+        tuple(float(ssim(a, b).mean()) for a, b in pairs),
+    )
+
+
+def searched(pipe: Any, search: Search, requests: list[Request]) -> Policy:
+    """The threshold whose mean count of computed steps is nearest the target."""
+    low, high = search.low, search.high
+    best: tuple[float, Policy] | None = None
+    for _ in range(SEARCH_TRIALS):
+        middle = math.sqrt(low * high)
+        policy = _policy(search.make(middle))
+        count = sum(_count(pipe, policy, request) for request in requests) / len(requests)
+        if best is None or abs(count - search.target) < best[0]:
+            best = abs(count - search.target), policy
+        if not best[0]:
+            break
+        low, high = (middle, high) if count > search.target else (low, middle)
+    if best is None:
+        raise ValueError(f"{search.name}: no threshold was tried.")
+    return best[1]
+
+
+def _count(pipe: Any, policy: Policy, request: Request) -> int:
+    plan = policy.begin(Trajectory(request.steps, guidance=request.guidance, boundary=policy.boundary)).plan
+    return plan.budget if plan is not None else len(generate(pipe, request, policy)[1].computed)
+
+
+def table(results: list[Result], steps: int) -> str:
+    """The comparison as text; PSNR and SSIM against the uncached runs."""
+    width = max(len(r.shown.label) for r in results)
+    columns = (("method", width), ("computed", 8), ("ideal", 6), ("PSNR dB: mean", 13), ("worst", 6), ("SSIM", 7))
+    head = " ".join(f"{name:>{size}}" for name, size in columns)
     lines = [head, "-" * len(head)]
-    for r in rows:
-        quality = f"{'-':>8} {'-':>7}"
-        if r["psnr"] is not None:
-            quality = f"{'inf' if math.isinf(r['psnr']) else format(r['psnr'], '.2f'):>8} {r['ssim']:7.4f}"
+    for r in results:
         lines.append(
-            f"{r['label']:>{width}} {r['computed']:>9} {r['skipped']:>7} {r['loop_seconds']:8.2f} "
-            f"{r['speedup']:>8.2f}x {r['ideal']:>5.2f}x {quality}"
+            f"{r.shown.label:>{width}} {r.count:>8g} {steps / r.count:>5.2f}x {np.mean(r.psnr):>13.1f} "
+            f"{min(r.psnr):>6.1f} {np.mean(r.ssim):>7.4f}"
         )
     return "\n".join(lines)
 
 
+def grouped(results: list[Result]) -> Iterator[tuple[Result, list[Result]]]:
+    """(one of ours, the others with about as many computed steps)."""
+    for ours in results:
+        if ours.shown.name.startswith(OURS):
+            rivals = [r for r in results if not r.shown.name.startswith(OURS) and abs(r.count - ours.count) <= 1]
+            if rivals:
+                yield ours, rivals
+
+
+def verdicts(results: list[Result], steps: int) -> list[str]:
+    """One line a budget: who is closest, by how much."""
+    lines = []
+    for ours, rivals in grouped(results):
+        best = max(rivals, key=lambda r: float(np.mean(r.psnr)))
+        mean, other = float(np.mean(ours.psnr)), float(np.mean(best.psnr))
+        who = "is closest to" if mean > other else "is not the closest to"
+        lines.append(
+            f"At {ours.count:g} of {steps} steps {ours.shown.name.partition(':')[0]} {who} the uncached clips: "
+            f"{mean:.1f} dB, the best other method ({best.shown.name.partition(':')[0]}) {other:.1f}."
+        )
+    return lines
+
+
+def measured(model: str, prompts: int) -> str:
+    """What the table is of, and what not."""
+    which = "the small embedded model" if model == str(EMBEDDED) else model
+    return (
+        f"Measured: PSNR and SSIM of {prompts} clip(s) of {which} to its own uncached ones.\n"
+        "Not measured: other models (docs/results.md has four), and time (ideal: steps over computed steps)."
+    )
+
+
 def write_outputs(
-    out: Path, clips: list[tuple[Shown, np.ndarray]], rows: list[dict[str, Any]], text: str, fps: float
+    out: Path, truth: tuple[np.ndarray, RunSummary], results: list[Result], text: str, fps: float
 ) -> None:
-    """Clips (mp4 for viewing, mkv lossless), contact sheet, table as text and JSON."""
-    for run, frames in clips:
+    """Clips (mp4 for viewing, mkv lossless), sheet of differences, animation, table as text and JSON."""
+    for name, frames in ((REFERENCE, truth[0]), *((r.shown.name, r.frames) for r in results)):
         large = frames.repeat(4, axis=1).repeat(4, axis=2) if frames.shape[1] <= 128 else frames
-        write_clip(out / f"{slug(run.name)}.mp4", large, fps)
-        write_clip(out / f"{slug(run.name)}.mkv", frames, fps)
-    counts = [f"{r['label']}  {r['computed']} of {r['computed'] + r['skipped']}" for r in rows]
-    sheet = [(count, frames) for count, (_, frames) in zip(counts, clips, strict=True)]
-    contact_sheet(sheet, out / "sheet.png", columns=9)
+        write_clip(out / f"{slug(name)}.mp4", large, fps)
+        write_clip(out / f"{slug(name)}.mkv", frames, fps)
+    least = min(r.count for r in results)
+    few = [r for r in results if r.count - least <= 1.5]
+    rows = [(f"{REFERENCE}, first prompt", truth[0])]
+    rows += [
+        (f"{r.shown.label}: difference x {AMPLIFIED}, {r.psnr[0]:.1f} dB", difference(truth[0], r.frames)) for r in few
+    ]
+    contact_sheet(rows, out / "sheet.png", columns=9)
+    animation([(REFERENCE, truth[0]), *((r.shown.name, r.frames) for r in few)], out / "demo.webp", fps)
     write_atomically(out / "table.txt", text + "\n")
-    document = [{k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in r.items()} for r in rows]
+    document = [
+        {
+            "method": r.shown.name,
+            "label": r.shown.label,
+            "computed": list(r.computed),
+            "psnr": [None if math.isinf(v) else v for v in r.psnr],
+            "ssim": list(r.ssim),
+            "loop_seconds_first": r.summary.loop_seconds,
+        }
+        for r in results
+    ]
     write_atomically(out / "table.json", json.dumps(document, indent=1) + "\n")
+
+
+def difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Mid-grey where two clips are alike, amplified where they are not; uint8."""
+    moved = 128.0 + AMPLIFIED * (b.astype(np.float64) - a.astype(np.float64))
+    return np.asarray(np.clip(moved, 0, 255).round(), dtype=np.uint8)

@@ -461,6 +461,39 @@ def contact_sheet(
         sheet.save(temporary, format="PNG")
 
 
+def animation(clips: Sequence[tuple[str, Any]], path: str | os.PathLike[str], fps: float, height: int = 160) -> None:
+    """Write an animated WebP of clips side by side, each with its label below.
+
+    Args:
+        clips: (label, frames) left to right; frames [T, H, W, 3] uint8 of one shape.
+        path: where it goes.
+        fps: frames a second, above 0.
+        height: of a clip in the picture, pixels.
+
+    Raises:
+        ValueError: no clips, or clips of several shapes.
+    """
+    shapes = {np.asarray(frames).shape for _, frames in clips}
+    if len(shapes) != 1:
+        raise ValueError(f"An animation needs clips of one shape; got {sorted(shapes)}.")
+    image_module, drawing = _need("PIL.Image", "an animation needs Pillow"), _need("PIL.ImageDraw", "it needs Pillow")
+    (length, rows, columns, _), gap, band = shapes.pop(), 6, 22
+    width = round(columns * height / rows)
+    pictures = []
+    for i in range(length):
+        picture = image_module.new("RGB", (len(clips) * (width + gap) + gap, height + band + gap), "white")
+        pen = drawing.Draw(picture)
+        for k, (text, frames) in enumerate(clips):
+            left = gap + k * (width + gap)
+            frame = image_module.fromarray(to_uint8(np.asarray(frames)[i], f"{text}, frame {i}"))
+            picture.paste(frame.resize((width, height), image_module.Resampling.NEAREST), (left, gap))
+            pen.text((left + 2, height + gap + 4), text, fill="black")
+        pictures.append(picture)
+    with replacing(path) as temporary:
+        options = {"save_all": True, "append_images": pictures[1:], "duration": round(1000 / fps), "loop": 0}
+        pictures[0].save(temporary, format="WEBP", lossless=True, **options)
+
+
 @dataclass(frozen=True)
 class _Strip:
     """One row of a contact sheet."""
