@@ -1,6 +1,7 @@
 """Imports run one way: core <- methods, hindsight <- named <- hosts <- dropin; instruments on top, commands last."""
 
 import ast
+import subprocess
 import sys
 from pathlib import Path
 
@@ -57,7 +58,7 @@ def edges(*packages):
 
 def test_the_graph_is_seen():
     assert "stepcache.core.plan" in GRAPH["stepcache.methods.lemica"]
-    assert "stepcache.commands.generate" in GRAPH[ENTRANCE]
+    assert "stepcache.measure.generation" in GRAPH["stepcache.commands.generate"]
 
 
 @pytest.mark.parametrize("name", RUNTIME)
@@ -120,3 +121,25 @@ def test_there_is_no_circle():
 
     for module in GRAPH:
         walk(module)
+
+
+def test_help_and_version_need_no_torch():
+    code = (
+        "import sys; from stepcache.commands.main import main\n"
+        "try: main([sys.argv[1]])\n"
+        "except SystemExit as stop: assert not stop.code\n"
+        "assert 'torch' not in sys.modules"
+    )
+    for flag in ("--version", "--help"):
+        done = subprocess.run([sys.executable, "-c", code, flag], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
+def test_what_the_package_offers_is_there():
+    import stepcache
+
+    for name in stepcache.__all__:
+        assert getattr(stepcache, name).__module__.startswith("stepcache")
+    assert set(stepcache.__all__) <= set(dir(stepcache))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        stepcache.nothing  # noqa: B018

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from stepcache.fleet.cluster import LOCAL, Resources
 from stepcache.measure.generation import Request, check_request, model_defaults
@@ -23,17 +23,6 @@ SIZES = ("height", "width", "num_frames")
 
 Modes = Callable[[argparse.Namespace], Collection[str]]
 """What holds for a command's flags, in the words of the `needs` of its flags."""
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one sentence, and that takes flags in full only."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**{"allow_abbrev": False, **options})
-
-    def error(self, message: str) -> NoReturn:
-        """End with code 2."""
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (see {self.prog} --help)\n")
 
 
 class Flags:

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
+from typing import Any, NoReturn
 
 from stepcache import __version__
-from stepcache.commands import bench, calibrate, compare, demo, generate, plan, presets, report, show
-from stepcache.commands.flags import Parser
 
 COMMANDS = {
-    "generate": (generate, "make a clip, uncached or with any policy"),
-    "calibrate": (calibrate, "uncached runs, from which plans for any budget are made"),
-    "plan": (plan, "the best plan for a budget, from a calibration"),
-    "show": (show, "look at a plan or a calibration, as text or picture"),
-    "bench": (bench, "every method on every prompt, side by side"),
-    "report": (report, "a benchmark's results as one page"),
-    "demo": (demo, "the embedded model: uncached and four methods side by side"),
-    "presets": (presets, "list the published figures that are built in"),
-    "compare": (compare, "PSNR, SSIM and LPIPS of two clips or two folders of clips"),
+    "generate": "make a clip, uncached or with any policy",
+    "calibrate": "uncached runs, from which plans for any budget are made",
+    "plan": "the best plan for a budget, from a calibration",
+    "show": "look at a plan or a calibration, as text or picture",
+    "bench": "every method on every prompt, side by side",
+    "report": "a benchmark's results as one page",
+    "demo": "the embedded model: uncached and five methods side by side",
+    "presets": "list the published figures that are built in",
+    "compare": "PSNR, SSIM and LPIPS of two clips or two folders of clips",
 }
+"""Modules of this package. The one that is asked for is imported, so that help and version need not wait for torch."""
 
 IN_METHODS = {"resample=True": "resample=1", "model=...": "table=MODEL", "interp=...": "interp=product or nearest"}
 """What messages of the library call a setting -> how methods are given it here (`bench.methods`)."""
@@ -28,7 +29,8 @@ IN_METHODS = {"resample=True": "resample=1", "model=...": "table=MODEL", "interp
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand; returns the exit code: 0 done, 2 bad input (one sentence on stderr), 130 interrupted."""
-    given = build_parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    given = build_parser(next((word for word in argv if word in COMMANDS), None)).parse_args(argv)
     try:
         return int(given.run(given.flags.completed(given)) or 0)
     except (ValueError, OSError, ImportError) as error:
@@ -42,15 +44,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """All subcommands with their flags."""
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one sentence, and that takes flags in full only."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, **options})
+
+    def error(self, message: str) -> NoReturn:
+        """End with code 2."""
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (see {self.prog} --help)\n")
+
+
+def build_parser(chosen: str | None) -> argparse.ArgumentParser:
+    """All subcommands, and the flags of the one that is chosen."""
     parser = Parser(prog="stepcache", description="Diffusion transformers 2-4x faster without training.")
     parser.add_argument("--version", action="version", version=f"stepcache {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    for name, (command, text) in COMMANDS.items():
+    for name, text in COMMANDS.items():
         subparser = commands.add_parser(name, help=text, formatter_class=argparse.RawDescriptionHelpFormatter)
-        command.add_arguments(subparser)
-        subparser.set_defaults(run=command.run)
+        if name == chosen:
+            command = importlib.import_module(f"stepcache.commands.{name}")
+            command.add_arguments(subparser)
+            subparser.set_defaults(run=command.run)
     return parser
 
 
