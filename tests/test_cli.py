@@ -136,7 +136,7 @@ LEMICA = ("--policy", "lemica:25")
         (("--policy", "uniform:6,boundary=output", "--boundary", "blocks"), "says boundary= already"),
         (("--cache_device", "cpu"), "--cache_device has no effect on uncached"),
         (("--parallel", "ring"), "--parallel has no effect here; it needs torchrun"),
-        (("--rank_timeout", "5"), "--rank_timeout has no effect here; it needs torchrun"),
+        (("--rank_timeout", "5"), "--rank-timeout has no effect here; it needs torchrun"),
         (("--guidance", "1", "--negative_prompt", "blur"), "--negative_prompt has no effect at guidance 1"),
         # numbers
         (("--steps", "0"), "--steps is 0"),

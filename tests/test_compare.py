@@ -96,7 +96,7 @@ def test_lpips_with_a_backbone(two_clips, backbone, capsys):
 
 def test_no_lpips(two_clips, backbone, capsys):
     assert run("--no_lpips") == 0
-    assert "LPIPS n/a: --no_lpips" in capsys.readouterr().out
+    assert "LPIPS n/a: --no-lpips" in capsys.readouterr().out
 
 
 def test_frames_too_small_for_lpips(backbone, capsys):
@@ -316,17 +316,36 @@ def test_json_that_cannot_be_written_fails_before_the_work(two_clips, capsys):
     assert "'a.mkv' is a file, not a folder" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [[], ["--original_video", "a"], [*paths(), "--protocol", "vbench"]])
-def test_wrong_flags(arguments, capsys):
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "0 given; compare takes two clips or folders: `stepcache compare A B`"),
+        (["--original_video", "a"], "1 given; compare takes two"),
+        (["a", "b", "c"], "3 given; compare takes two"),
+        (["a", "b", "--original_video", "c"], "the clips are given twice"),
+    ],
+)
+def test_two_clips_given_one_way(arguments, says, capsys):
+    assert says in fails(capsys, *arguments)
+
+
+def test_a_wrong_flag(capsys):
     with pytest.raises(SystemExit) as caught:
-        main(arguments)
+        main([*paths(), "--protocol", "vbench"])
     assert caught.value.code == 2
     assert "stepcache compare: error: " in capsys.readouterr().err
 
 
+def test_clips_may_be_given_by_place_and_flags_with_hyphens(two_clips, capsys):
+    assert main([*paths(), "--no_lpips"]) == 0
+    named = capsys.readouterr().out
+    assert main([*paths()[1::2], "--no-lpips"]) == 0
+    assert capsys.readouterr().out == named
+
+
 def test_a_flag_without_effect(two_clips, capsys):
     error = fails(capsys, *paths(), "--no_lpips", "--lpips_backbone", "weights.pth")
-    assert "--lpips_backbone has no effect here; it needs LPIPS (no --no_lpips)" in error
+    assert "--lpips-backbone has no effect here; it needs LPIPS (no --no-lpips)" in error
 
 
 # ------------------------------------------------------------------------------------------------------- script

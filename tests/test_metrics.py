@@ -328,7 +328,7 @@ def test_no_backbone_is_none_and_why(hub):
     found, why = find_lpips()
     assert found is None
     assert "no AlexNet weights" in why
-    assert "--lpips_backbone" in why
+    assert "--lpips-backbone" in why
 
 
 def test_a_broken_hub_file_is_none_and_why(hub):

@@ -185,9 +185,9 @@ def test_show(calibrated, tmp_path, capsys, suffix):
             ("--budget", 6, "--method", "lemica", "--refine", 2),
             "it needs --method hindsight",
         ),
-        (("--budget", 6, "--method", "lemica", "--magcache_K", 2), "--magcache_K has no effect here"),
-        (("--budget", 6, "--magcache_K", 3), "--magcache_K has no effect here; it needs --method magcache"),
-        (("--budget", 6, "--retention_ratio", 0.2), "--retention_ratio has no effect here"),
+        (("--budget", 6, "--method", "lemica", "--magcache_K", 2), "--magcache-K has no effect here"),
+        (("--budget", 6, "--magcache_K", 3), "--magcache-K has no effect here; it needs --method magcache"),
+        (("--budget", 6, "--retention_ratio", 0.2), "--retention-ratio has no effect here"),
         (("--budget", 6, "--objective", "sum"), "--objective has no effect here; it needs --method lemica"),
         (("--budget", 6, "--edges", "gram"), "--edges has no effect here; it needs --method lemica"),
         (

@@ -1,6 +1,6 @@
 """PSNR, SSIM and LPIPS of two clips: `stepcache compare`, from a clone, without installing anything.
 
-python tools/video_metrics.py --original_video full.mkv --generated_video lemica.mkv
+python tools/video_metrics.py full.mkv lemica.mkv
 """
 
 import importlib.util

@@ -1,7 +1,7 @@
 """`stepcache compare`: how close are generated clips to the originals? PSNR, SSIM and LPIPS.
 
-    stepcache compare --original_video full.mkv --generated_video lemica.mkv
-    stepcache compare --original_video runs/full --generated_video runs/lemica --protocol teacache --json metrics.json
+    stepcache compare full.mkv lemica.mkv
+    stepcache compare runs/full runs/lemica --protocol teacache --json metrics.json
 
 A clip is a video file, an .npy of frames [T, H, W, 3], or a folder of PNG frames; two clips, or two folders of clips of
 the same names. Measure on lossless clips (.mkv with FFV1, .npy, PNG): the codec's error in an .mp4 is measured too.
@@ -20,7 +20,7 @@ from stepcache.measure.device import find_device
 from stepcache.measure.lpips import find_lpips
 from stepcache.measure.metrics import PROTOCOLS
 
-LPIPS = "LPIPS (no --no_lpips)"
+LPIPS = "LPIPS (no --no-lpips)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,21 +28,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = __doc__
     clips = "a clip, or a folder of clips"
     flags = Flags(parser, lambda args: () if args.no_lpips else (LPIPS,))
-    flags.add("--original_video", required=True, type=Path, metavar="A", help=f"{clips}: the reference")
-    flags.add(
-        "--generated_video", required=True, type=Path, metavar="B", help=f"{clips} with the same names: what is judged"
-    )
+    flags.add("clips", nargs="*", type=Path, metavar="A B", help=f"{clips}: the reference, and what is judged")
+    flags.add("--original-video", type=Path, metavar="A", help="the same by name: the reference")
+    flags.add("--generated-video", type=Path, metavar="B", help="what is judged; in a folder, under the same names")
     flags.add("--protocol", choices=list(PROTOCOLS), default="reference", help="whose rules (reference)")
     flags.add("--json", type=Path, metavar="FILE", help="write every number, frame by frame, as JSON")
     flags.add("--device", metavar="DEV", help="cpu, cuda, cuda:1, ... (default: CUDA if there is one)")
     flags.add(
-        "--lpips_backbone",
+        "--lpips-backbone",
         type=Path,
         metavar="FILE",
         needs=LPIPS,
         help="AlexNet's weights: torchvision's .pth, or .safetensors (default: torch.hub's checkpoint folder)",
     )
-    flags.add("--no_lpips", action="store_true", default=False, help="leave LPIPS out")
+    flags.add("--no-lpips", action="store_true", default=False, help="leave LPIPS out")
+
+
+def two_of(args: argparse.Namespace) -> tuple[Path, Path]:
+    """What is compared; ValueError if it is not two clips or folders, given one way."""
+    named, clips = [args.original_video, args.generated_video], list(args.clips or [])
+    if clips and any(named):
+        raise ValueError("the clips are given twice; write `stepcache compare A B`.")
+    given = clips or [clip for clip in named if clip is not None]
+    if len(given) != 2:
+        raise ValueError(f"{len(given)} given; compare takes two clips or folders: `stepcache compare A B`.")
+    return given[0], given[1]
 
 
 def run(args: argparse.Namespace) -> int:
@@ -50,8 +60,8 @@ def run(args: argparse.Namespace) -> int:
     if args.json is not None:
         check_writable(args.json)
     device = find_device(args.device)
-    pairs = find_pairs(args.original_video, args.generated_video)
-    lpips, source = (None, "--no_lpips") if args.no_lpips else find_lpips(args.lpips_backbone)
+    pairs = find_pairs(*two_of(args))
+    lpips, source = (None, "--no-lpips") if args.no_lpips else find_lpips(args.lpips_backbone)
     results = compare(pairs, args.protocol, lpips, device)
     print("\n".join(table(pairs, results) + notes(results, device, lpips, source)))
     if args.json is not None:

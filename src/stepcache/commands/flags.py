@@ -46,12 +46,13 @@ class Flags:
         """Declare a flag, with argparse's options.
 
         Args:
-            name: of the flag, or of a positional argument.
+            name: of the flag, or of a positional argument; underscores of a flag become hyphens.
             default: its value when it is not given.
             needs: it has an effect only where one of these holds; nothing: always.
             group: an argument group of the parser to put it into.
             **options: argparse's.
         """
+        name = name.replace("_", "-") if name.startswith("-") else name
         action = (group or self._parser).add_argument(name, default=argparse.SUPPRESS, **options)
         self._defaults[action.dest], self._names[action.dest] = default, name
         self._needs[action.dest] = (needs,) if isinstance(needs, str) else tuple(needs)

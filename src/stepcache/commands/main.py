@@ -45,10 +45,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one sentence, and that takes flags in full only."""
+    """A parser whose errors are one sentence, that takes flags in full only, with hyphens or underscores."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"allow_abbrev": False, **options})
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Also `--num_frames` for `--num-frames`."""
+        words = list(sys.argv[1:] if args is None else args)
+        for i, word in enumerate(words):
+            name, equals, value = str(word).partition("=")
+            if name.startswith("--") and name.replace("_", "-") in self._option_string_actions:
+                words[i] = name.replace("_", "-") + equals + value
+        return super().parse_known_args(words, namespace)
 
     def error(self, message: str) -> NoReturn:
         """End with code 2."""

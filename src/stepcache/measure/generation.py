@@ -173,7 +173,7 @@ def check_request(request: Request) -> None:
         if (size := getattr(request, name)) < 16 or size % 16:
             raise ValueError(f"--{name} is {size}; expected a multiple of 16.")
     if request.num_frames < 1 or request.num_frames % 4 != 1:
-        raise ValueError(f"--num_frames is {request.num_frames}; expected 4n + 1, for example 17 or 81.")
+        raise ValueError(f"--num-frames is {request.num_frames}; expected 4n + 1, for example 17 or 81.")
     if request.negative_prompt and request.guidance <= 1:
         raise ValueError(
             f"--negative_prompt has no effect at guidance {request.guidance:g}; leave it out, or guide by more than 1."

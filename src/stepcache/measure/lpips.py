@@ -149,7 +149,7 @@ def find_lpips(backbone: str | os.PathLike[str] | None = None) -> tuple[LPIPS | 
     if backbone is not None:
         return _from_file(Path(backbone)), Path(backbone).name
     folder = Path(torch.hub.get_dir()) / "checkpoints"
-    why = f"no AlexNet weights: give {CHECKPOINT_URL} as --lpips_backbone FILE, or put it into {folder}"
+    why = f"no AlexNet weights: give {CHECKPOINT_URL} as --lpips-backbone FILE, or put it into {folder}"
     for file in sorted(folder.glob("alexnet-*.pth")):
         try:
             return _from_file(file), file.name
