@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+
 import numpy as np
 import pytest
 import torch
@@ -429,3 +431,100 @@ def test_array_clip_reads_an_array():
     clip = array_clip(noise(), "mine")
     assert (str(clip.path), clip.frames, clip.lossy) == ("mine", 5, False)
     assert np.array_equal(clip.read(), noise())
+
+
+# ------------------------------------------------------------------------------- what a reader must not drop in silence
+
+
+def turned(path, angle):
+    """The mp4 with a display matrix that turns it clockwise by `angle`, as phones write it."""
+    data = bytearray(path.read_bytes())
+    at = data.index(b"tkhd") + 4 + 40  # version 0: the matrix follows forty bytes of other fields
+    cos, sin = {90: (0, 1), 180: (-1, 0), 270: (0, -1)}[angle]
+    matrix = (cos << 16, sin << 16, 0, -sin << 16, cos << 16, 0, 0, 0, 1 << 30)
+    data[at : at + 36] = b"".join(value.to_bytes(4, "big", signed=True) for value in matrix)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("angle", [90, 180, 270])
+def test_a_clip_is_read_as_players_show_it(tmp_path, angle):
+    frames = np.zeros((3, 32, 48, 3), np.uint8)
+    frames[:, :16, :16] = 250  # a bright corner, top left
+    write_clip(tmp_path / "a.mp4", frames)
+    turned(tmp_path / "a.mp4", angle)
+    clip = open_clip(tmp_path / "a.mp4")
+    expected = np.rot90(frames, -angle // 90, axes=(1, 2))
+    assert (clip.height, clip.width) == expected.shape[1:3]
+    assert np.abs(clip.read().astype(int) - expected).mean() < 8
+
+
+def test_a_picture_is_read_as_it_is_shown(tmp_path):
+    picture = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+    image = Image.fromarray(picture)
+    exif = image.getexif()
+    exif[0x0112] = 6  # turn by 90 degrees clockwise
+    image.save(tmp_path / "a.png", exif=exif)
+    assert (open_clip(tmp_path / "a.png").read()[0] == np.rot90(picture, -1)).all()
+
+
+def test_transparency_is_refused_not_dropped(tmp_path):
+    picture = np.full((4, 6, 4), 255, np.uint8)
+    Image.fromarray(picture).save(tmp_path / "opaque.png")
+    assert (open_clip(tmp_path / "opaque.png").read() == 255).all()
+    picture[0, 0, 3] = 10
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="transparent pixels, which are not compared"):
+        open_clip(tmp_path / "a.png")
+    indexed = Image.fromarray(np.zeros((4, 4), np.uint8), "P")
+    indexed.save(tmp_path / "p.png", transparency=0)
+    with pytest.raises(ValueError, match="transparent pixels"):
+        open_clip(tmp_path / "p.png")
+
+
+def test_transparent_videos_are_refused(tmp_path):
+    import av
+
+    for value in (255, 40):
+        with av.open(str(tmp_path / f"{value}.mkv"), "w") as container:
+            stream = container.add_stream("ffv1", rate=8)
+            stream.width, stream.height, stream.pix_fmt = 16, 16, "bgra"
+            frame = av.VideoFrame.from_ndarray(np.full((16, 16, 4), value, np.uint8), format="bgra")
+            container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+    assert (open_clip(tmp_path / "255.mkv").read() == 255).all()
+    with pytest.raises(ValueError, match="transparent pixels"):
+        open_clip(tmp_path / "40.mkv")
+
+
+def test_sixteen_bits_of_colour_are_refused(tmp_path):
+    """Pillow reads them as eight, and would call two such pictures identical."""
+
+    def chunk(kind, body):
+        return len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
+
+    rows = b"".join(b"\0" + bytes(4 * 6) for _ in range(4))
+    header = (4).to_bytes(4, "big") * 2 + bytes([16, 2, 0, 0, 0])
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    (tmp_path / "a.png").write_bytes(png)
+    with pytest.raises(ValueError, match="16 bits; expected 8 bits per channel"):
+        open_clip(tmp_path / "a.png")
+
+
+def test_animated_pictures_are_refused(tmp_path):
+    pictures = [Image.fromarray(np.full((4, 4, 3), v, np.uint8)) for v in (0, 90, 200)]
+    pictures[0].save(tmp_path / "a.png", save_all=True, append_images=pictures[1:])
+    with pytest.raises(ValueError, match="an animation of 3 frames; expected one"):
+        open_clip(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("place", [0.4, 0.6, 0.9])
+def test_damage_is_an_error_with_its_frame(tmp_path, place):
+    """FFV1 has checksums; FFmpeg notes the mismatch in its log and goes on with what is left of the picture."""
+    frames = np.random.default_rng(0).integers(0, 256, (6, 32, 48, 3), dtype=np.uint8)
+    write_clip(tmp_path / "a.mkv", frames)
+    data = bytearray((tmp_path / "a.mkv").read_bytes())
+    for k in range(4):
+        data[int(place * len(data)) + k] ^= 0x5A
+    (tmp_path / "a.mkv").write_bytes(data)
+    with pytest.raises(ValueError, match=r"frame \d is damaged .*CRC mismatch"):
+        open_clip(tmp_path / "a.mkv").read()

@@ -176,13 +176,30 @@ def _open_pngs(path: Path, files: Sequence[Path]) -> Clip:
 
 def _read_png(path: Path) -> Frame:
     image_module = _need("PIL.Image", "PNG frames need Pillow")
+    operations = _need("PIL.ImageOps", "PNG frames need Pillow")
     try:
         with image_module.open(path, formats=["PNG"]) as image:  # a JPEG of that name would pass for lossless
-            if image.mode not in ("RGB", "RGBA", "P", "L", "LA", "1"):
-                raise ValueError(f"{path} is a PNG of mode {image.mode}; expected 8 bits per channel.")
-            return np.array(image.convert("RGB"))
+            depth = _png_depth(path)
+            if image.mode not in ("RGB", "RGBA", "P", "L", "LA", "1") or depth > 8:
+                raise ValueError(f"{path} is a PNG of mode {image.mode}, {depth} bits; expected 8 bits per channel.")
+            if (count := getattr(image, "n_frames", 1)) > 1:
+                raise ValueError(f"{path} is an animation of {count} frames; expected one, or a video file.")
+            upright = operations.exif_transpose(image)  # as it is shown
+            opaque = not upright.has_transparency_data or upright.convert("RGBA").getchannel("A").getextrema()[0] == 255
+            if not opaque:
+                raise ValueError(
+                    f"{path} has transparent pixels, which are not compared; put it on a background first."
+                )
+            return np.array(upright.convert("RGB"))
     except (OSError, SyntaxError) as error:  # Pillow calls some broken PNGs a syntax error
         raise ValueError(f"{path} cannot be read as a PNG ({error}); write it again.") from error
+
+
+def _png_depth(path: Path) -> int:
+    """Bits a channel, from the header: Pillow reads 16 bits as if they were 8."""
+    with path.open("rb") as file:
+        header = file.read(25)
+    return header[24] if len(header) == 25 else 0
 
 
 def _open_npy(path: Path) -> Clip:
@@ -197,7 +214,7 @@ def _open_npy(path: Path) -> Clip:
 
 def _open_container(path: Path) -> Clip:
     with _decoding(path) as container:
-        stream = container.streams.video[0]
+        stream = _pictures(container)
         start, first = b"", None
         for packet in container.demux(stream):
             start = start or bytes(packet)
@@ -208,10 +225,11 @@ def _open_container(path: Path) -> Clip:
             raise ValueError(f"{path} has a video stream without a frame; write it again.")
         codec, pixels = stream.codec_context.name, first.format.name
         fps = float(stream.average_rate) if stream.average_rate else None
+        height, width, _ = _upright(path, first).shape
         return Clip(
             path=path,
-            height=first.height,
-            width=first.width,
+            height=height,
+            width=width,
             frames=stream.frames or None,
             fps=fps,
             encoding=f"{codec} {pixels}",
@@ -221,9 +239,36 @@ def _open_container(path: Path) -> Clip:
 
 
 def _decode(path: Path) -> Iterator[Frame]:
-    with _decoding(path) as container:
-        for frame in container.decode(video=0):
-            yield frame.to_ndarray(format="rgb24")
+    """All frames; ValueError where the decoder finds the file damaged, which it does not say itself."""
+    logging = _need("av.logging", "reading video files needs PyAV")
+    level = logging.get_level()
+    with _decoding(path) as container, logging.Capture(local=False) as said:
+        stream = _pictures(container)
+        logging.set_level(logging.ERROR)
+        try:
+            for number, frame in enumerate(container.decode(stream)):
+                if errors := [text.strip() for _, name, text in said if name == stream.codec_context.name]:
+                    raise ValueError(f"{path}: frame {number} is damaged ({errors[0]}); write the file again.")
+                yield _upright(path, frame)
+        finally:
+            logging.set_level(level)
+
+
+def _pictures(container: Any) -> Any:
+    """The first video stream that is no cover art."""
+    covers = _need("av.stream", "reading video files needs PyAV").Disposition.attached_pic
+    streams = container.streams.video
+    return next((stream for stream in streams if not stream.disposition & covers), streams[0])
+
+
+def _upright(path: Path, frame: Any) -> Frame:
+    """A frame as players show it; ValueError where part of what is stored would not be compared."""
+    if frame.rotation % 90:
+        raise ValueError(f"{path} is shown turned by {frame.rotation} degrees; write it as it is to be compared.")
+    picture = frame.to_ndarray(format="rgb24")
+    if any(part.is_alpha for part in frame.format.components) and frame.to_ndarray(format="rgba")[..., 3].min() < 255:
+        raise ValueError(f"{path} has transparent pixels, which are not compared; put it on a background first.")
+    return np.ascontiguousarray(np.rot90(picture, round(frame.rotation / 90)))
 
 
 def _is_lossless(codec: str, pixels: str, start: bytes) -> bool:
@@ -231,7 +276,21 @@ def _is_lossless(codec: str, pixels: str, start: bytes) -> bool:
 
     The pixel format counts as much as the codec: FFV1 keeps yuv420p perfectly, but the way there from RGB did not.
     """
-    if pixels not in ("rgb24", "bgr24", "gbrp", "bgr0", "rgb0", "0rgb", "0bgr", "rgba", "bgra", "gbrap", "gray"):
+    if pixels not in (
+        "rgb24",
+        "bgr24",
+        "gbrp",
+        "bgr0",
+        "rgb0",
+        "0rgb",
+        "0bgr",
+        "rgba",
+        "bgra",
+        "argb",
+        "abgr",
+        "gbrap",
+        "gray",
+    ):
         return False
     if codec == "h264":  # x264 leaves its settings in the first packet; crf 0 shows as constant quantiser 0
         return re.search(rb"x264 .*\bqp=0\b", start, re.DOTALL) is not None
