@@ -5,13 +5,18 @@ WORKERS ?= 2
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint types check-built format build bench clean
+.PHONY: demo test readme lint types check-built format build bench clean
 
 demo: .venv/.installed
 	$(BIN)/stepcache demo
 
 test: .venv/.installed-dev lint types check-built
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder --ignore tests/test_docs.py
+	$(MAKE) --no-print-directory readme
+
+# Every block of the README, in order, as written.
+readme: .venv/.installed-dev
+	$(BIN)/python -m pytest tests/test_docs.py
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .
