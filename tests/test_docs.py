@@ -56,3 +56,17 @@ def test_what_is_not_run_says_why():
     for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
         for _, _, why in blocks(page):
             assert why is None or why.strip()
+
+
+def commands(path):
+    """Commands of a page's blocks without their comments, in order."""
+    lines = [line.split("  #")[0].rstrip() for _, code, _ in blocks(path) for line in code.splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def test_the_chinese_readme_s_commands_are_those_of_the_english_one():
+    """It has fewer; Wan's place and the prompt are shortened there."""
+    english, chinese = commands(ROOT / "README.md"), commands(ROOT / "README_CN.md")
+    ours = [line for line in chinese if line.lstrip().startswith(("stepcache", "--policies", "pipe", "video", "with"))]
+    assert len(ours) >= 9
+    assert [line for line in ours if line not in english] == []
