@@ -947,7 +947,7 @@ def launch(flags: argparse.ArgumentParser, choose: Choose, words: dict[str, str]
         args = upstream._parse_args()
         if not Path(args.ckpt_dir).is_dir():
             raise FileNotFoundError(f"--ckpt_dir {args.ckpt_dir!r} is not a folder; download the checkpoint first.")
-        policy, tag = choose(own, args)
+        name, (policy, tag) = model_name(args), choose(own, args)
         if policy is not None:
             args.save_file = checked_file(args.save_file or default_file(args, upstream.EXAMPLE_PROMPT, tag))
     except (AssertionError, ValueError, OSError) as error:
@@ -955,7 +955,7 @@ def launch(flags: argparse.ArgumentParser, choose: Choose, words: dict[str, str]
     if policy is None:
         upstream.generate(args)
         return args
-    with installed(wan, policy, model_name(args)) as runs:
+    with installed(wan, policy, name) as runs:
         try:
             upstream.generate(args)
         except DoesNotFit as error:
@@ -1005,7 +1005,6 @@ def default_file(args: argparse.Namespace, examples: dict[str, Any], tag: str) -
 
 def choose(own: argparse.Namespace, args: argparse.Namespace) -> tuple[Policy | None, str]:
     """EasyCache needs no table: any task, any step count."""
-    model_name(args)
     policy = EasyCache(own.thresh, own.ret_steps, own.boundary or "output")
     return policy, f"easycache{own.thresh:g}_{policy.boundary}"
 

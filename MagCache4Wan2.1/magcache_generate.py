@@ -1360,7 +1360,7 @@ def launch(flags: argparse.ArgumentParser, choose: Choose, words: dict[str, str]
         args = upstream._parse_args()
         if not Path(args.ckpt_dir).is_dir():
             raise FileNotFoundError(f"--ckpt_dir {args.ckpt_dir!r} is not a folder; download the checkpoint first.")
-        policy, tag = choose(own, args)
+        name, (policy, tag) = model_name(args), choose(own, args)
         if policy is not None:
             args.save_file = checked_file(args.save_file or default_file(args, upstream.EXAMPLE_PROMPT, tag))
     except (AssertionError, ValueError, OSError) as error:
@@ -1368,7 +1368,7 @@ def launch(flags: argparse.ArgumentParser, choose: Choose, words: dict[str, str]
     if policy is None:
         upstream.generate(args)
         return args
-    with installed(wan, policy, model_name(args)) as runs:
+    with installed(wan, policy, name) as runs:
         try:
             upstream.generate(args)
         except DoesNotFit as error:

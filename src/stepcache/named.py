@@ -237,6 +237,7 @@ def _misses_value(kind: Kind, value: str) -> bool:
 
 
 def options_of(name: str) -> dict[str, Callable[[str], Any]]:
+    """Keys and types of a method's options."""
     return {} if name == FEWER_STEPS else KINDS[name].options
 
 
@@ -251,6 +252,7 @@ def _option(text: str, name: str, pair: str) -> tuple[str, str]:
 
 
 def converted(text: str, what: str, value: str, convert: Callable[[str], Any]) -> Any:
+    """A value in its type; ValueError or FileNotFoundError with the method as written and what was expected."""
     try:
         return convert(value)
     except FileNotFoundError as error:

@@ -7,7 +7,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -51,6 +52,21 @@ class Search:
     target: float
     low: float
     high: float
+
+    def easiest(self, steps: int) -> Contender:
+        """The one that skips least; ValueError if a run has fewer steps than are asked for."""
+        if self.target > steps:
+            raise ValueError(f"{self.name}: a run has {steps} steps; ask for fewer.")
+        return self.make(self.low)
+
+    def trials(self, count: Callable[[Contender], float], most: int) -> Iterator[tuple[float, float]]:
+        """Bisect the threshold's logarithm, `most` times: (distance of the count from the target, threshold)."""
+        low, high = math.log(self.low), math.log(self.high)
+        for _ in range(most):
+            middle = (low + high) / 2
+            found = count(self.make(math.exp(middle)))
+            yield abs(found - self.target), math.exp(middle)
+            low, high = (middle, high) if found > self.target else (low, middle)
 
 
 PEERS: dict[str, Kind] = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import platform
 import time
 import zipfile
@@ -175,19 +174,18 @@ class Runner:
         search = next(c for c in self.contenders if c.name == method)
         if isinstance(search, Contender):
             raise ValueError(f"{method} has nothing to search for.")
-        low, high, best = math.log(search.low), math.log(search.high), (math.inf, 0.0)
         whole = 0
-        for _ in range(SEARCH_TRIALS):
-            middle = (low + high) / 2
+
+        def count(contender: Contender) -> float:
+            nonlocal whole
             counts = []
             for prompt in self.prompts[:SEARCH_PROMPTS]:
-                result = self._run(search.make(math.exp(middle)), (0, prompt, self.seed))
+                result = self._run(contender, (0, prompt, self.seed))
                 whole = whole or max(result.executed)  # the first step is always computed
                 counts.append(sum(result.executed) / whole)
-            mean = float(np.mean(counts))
-            best = min(best, (abs(mean - search.target), math.exp(middle)))
-            low, high = (middle, high) if mean > search.target else (low, middle)
-        return best[1]
+            return float(np.mean(counts))
+
+        return min(search.trials(count, SEARCH_TRIALS))[1]
 
     def warm_up(self) -> None:
         """Two steps, not measured: allocators, kernels, caches of the file system."""

@@ -21,7 +21,7 @@ from stepcache.bench.labels import label
 from stepcache.bench.methods import Contender, Method, Search, help_text, make, read, read_list, single
 from stepcache.bench.results import REFERENCE, slug
 from stepcache.commands.flags import Flags, request_from
-from stepcache.core.plan import timeline
+from stepcache.core.plan import computed_steps, timeline
 from stepcache.core.strategy import Policy
 from stepcache.core.summary import RunSummary
 from stepcache.core.trajectory import Trajectory
@@ -72,7 +72,7 @@ def usual_methods(model: Path, steps: int) -> list[Method]:
     """At two budgets: uniform reuse, LeMiCa's borrowed list, EasyCache and MagCache searched, Hindsight."""
     found = []
     for share in SHARES:
-        budget = max(2, round(share * steps))
+        budget = computed_steps(share, steps)
         magcache = read(f"magcache:@{budget},K=6,R=0.1,interp=product")
         ratios = model / RATIOS_FILE
         own = ("ratios", str(ratios)) if ratios.is_file() else ("table", BORROWED)
@@ -182,9 +182,7 @@ def _check(wanted: list[Shown], request: Request, pipe: Any = None) -> None:
     for each in wanted:
         policy = each.policy
         if isinstance(policy, Search):
-            if policy.target > request.steps:
-                raise ValueError(f"{policy.name}: a run has {request.steps} steps; ask for fewer.")
-            policy = _policy(policy.make(policy.low))
+            policy = _policy(policy.easiest(request.steps))
         check_policy(policy, request, pipe)
 
 
@@ -224,20 +222,16 @@ def _result(
 
 def searched(pipe: Any, search: Search, requests: list[Request]) -> Policy:
     """The threshold whose mean count of computed steps is nearest the target."""
-    low, high = search.low, search.high
-    best: tuple[float, Policy] | None = None
-    for _ in range(SEARCH_TRIALS):
-        middle = math.sqrt(low * high)
-        policy = _policy(search.make(middle))
-        count = sum(_count(pipe, policy, request) for request in requests) / len(requests)
-        if best is None or abs(count - search.target) < best[0]:
-            best = abs(count - search.target), policy
-        if not best[0]:
+
+    def count(contender: Contender) -> float:
+        return sum(_count(pipe, _policy(contender), request) for request in requests) / len(requests)
+
+    tried = []
+    for trial in search.trials(count, SEARCH_TRIALS):
+        tried.append(trial)
+        if not trial[0]:
             break
-        low, high = (middle, high) if count > search.target else (low, middle)
-    if best is None:
-        raise ValueError(f"{search.name}: no threshold was tried.")
-    return best[1]
+    return _policy(search.make(min(tried, key=lambda trial: trial[0])[1]))
 
 
 def _count(pipe: Any, policy: Policy, request: Request) -> int:

@@ -9,13 +9,12 @@ import argparse
 
 from stepcache.core.strategy import Policy
 from stepcache.dropin.common import add_boundary
-from stepcache.dropin.wan21 import launch, model_name
+from stepcache.dropin.wan21 import launch
 from stepcache.methods.easycache import EasyCache
 
 
 def choose(own: argparse.Namespace, args: argparse.Namespace) -> tuple[Policy | None, str]:
     """EasyCache needs no table: any task, any step count."""
-    model_name(args)
     policy = EasyCache(own.thresh, own.ret_steps, own.boundary or "output")
     return policy, f"easycache{own.thresh:g}_{policy.boundary}"
 
