@@ -26,7 +26,7 @@ from stepcache import EasyCache, Hindsight, LeMiCa, MagCache, Off, Uniform
 from stepcache.core.strategy import Policy
 from stepcache.core.summary import RunSummary
 from stepcache.files import write_atomically
-from stepcache.measure.generation import load_pipeline, model_defaults
+from stepcache.measure.pipelines import load_pipeline, model_defaults
 
 EMBEDDED = Path(__file__).resolve().parents[1] / "assets" / "tiny-wan"
 PROMPT = "a big red circle moving right over a slate striped background"

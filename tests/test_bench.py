@@ -6,6 +6,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import torch
 from conftest import near
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,7 +21,8 @@ from stepcache.commands.main import main
 from stepcache.fleet.places import place
 from stepcache.fleet.shards import part, shard_from
 from stepcache.hindsight.method import Hindsight
-from stepcache.measure.generation import Request, load_pipeline
+from stepcache.measure.generation import Request
+from stepcache.measure.pipelines import load_pipeline
 from stepcache.methods import EasyCache, LeMiCa, MagCache
 
 STEPS = 8
@@ -159,6 +161,20 @@ def test_the_meter_sees_blocks_and_leaves_no_trace(model):
     assert (run_once(pipe, request, parse_one("uncached")).frames == uncached.frames).all()
 
 
+def test_the_meter_sees_pipelines_without_a_callback_through_their_sampler(model, monkeypatch):
+    pipe = load_pipeline(model)
+    pipe.set_progress_bar_config(disable=True)
+    request = Request("a red circle", steps=6, guidance=5.0, height=64, width=64, num_frames=5)
+    for method in ("uncached", "hindsight:4"):
+        told = run_once(pipe, request, parse_one(method))
+        with monkeypatch.context() as patch:
+            patch.setattr("stepcache.bench.meter.shows_latents", lambda pipe: False)
+            seen = run_once(pipe, request, parse_one(method))
+        assert seen.executed == told.executed
+        assert all(torch.equal(a, b) for a, b in zip(seen.latents, told.latents, strict=True))
+        assert "step" not in vars(pipe.scheduler)
+
+
 def test_the_meter_counts_below_every_peer(model):
     pytest.importorskip("cache_dit", reason="cache-dit is not installed (pip install 'stepcache[peers]')")
     pipe = load_pipeline(model)
@@ -172,8 +188,6 @@ def test_the_meter_counts_below_every_peer(model):
 
 
 def test_a_transformer_without_blocks_is_refused():
-    import torch
-
     with pytest.raises(ValueError, match="no list of blocks"):
         Meter(SimpleNamespace(components={"transformer": torch.nn.Linear(2, 2)}))
 

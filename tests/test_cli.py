@@ -137,7 +137,7 @@ LEMICA = ("--policy", "lemica:25")
         (("--cache_device", "cpu"), "--cache_device has no effect on uncached"),
         (("--parallel", "ring"), "--parallel has no effect here; it needs torchrun"),
         (("--rank_timeout", "5"), "--rank-timeout has no effect here; it needs torchrun"),
-        (("--guidance", "1", "--negative_prompt", "blur"), "--negative_prompt has no effect at guidance 1"),
+        (("--guidance", "1", "--negative_prompt", "blur"), "--negative-prompt has no effect at guidance 1"),
         # numbers
         (("--steps", "0"), "--steps is 0"),
         (("--steps", "many"), "invalid int value"),
@@ -152,7 +152,7 @@ LEMICA = ("--policy", "lemica:25")
         (("--fps", "inf"), "--fps is inf"),
         (("--fps", "0"), "--fps is 0"),
         # what is not there
-        (("--image", "cat.png"), "takes no --image"),
+        (("--image", "cat.png"), "which takes no picture"),
         (("--device", "tpu"), "--device tpu cannot be used here"),
         (("--device", "meta"), "--device meta cannot be used here"),
         (("--device", "cuda:99"), "--device cuda:99 cannot be used here"),
@@ -218,7 +218,7 @@ def test_what_the_flags_tell_is_said_before_the_model_is_loaded(model, tmp_path,
         ("a.mkv", ("--lossless",), "--lossless has no effect here; it needs an .mp4 --output"),
         ("a.npy", ("--lossless",), "--lossless has no effect here"),
         ("a.npy", ("--fps", "8"), "--fps has no effect here; it needs an .mp4 or .mkv --output"),
-        ("a.gif", (), "expected a name ending in .mp4, .mkv or .npy"),
+        ("a.gif", (), "makes clips: expected one of .mp4, .mkv, .npy"),
         ("a.mp4", ("--policy", "magcache-calibration:a.json"), "would be written twice"),
     ],
 )
@@ -253,8 +253,11 @@ def test_damaged_model_folders(model, tmp_path, capsys):
     folder.mkdir()
     for files, says in (
         ({"model_index.json": "{"}, "is not JSON"),
-        ({"model_index.json": '{"_class_name": "FluxPipeline"}'}, "is a FluxPipeline; expected a WanPipeline or"),
-        ({"generation_defaults.json": "{"}, "is not JSON"),
+        ({"model_index.json": '{"_class_name": "DiTPipeline"}'}, "is a DiTPipeline; expected a text-to-video"),
+        ({"model_index.json": '{"_class_name": "NoPipeline"}'}, "which this version of diffusers does not have"),
+        ({"model_index.json": '{"_class_name": "WanVideoToVideoPipeline"}'}, "expected a text-to-video"),
+        ({"model_index.json": '{"_class_name": "FluxImg2ImgPipeline"}'}, "expected one that works from text alone"),
+        ({"model_index.json": '{"_class_name": "WanPipeline"}', "generation_defaults.json": "{"}, "is not JSON"),
         ({"generation_defaults.json": '{"height": "tall"}'}, "height is 'tall'; expected numbers"),
         ({"generation_defaults.json": '{"colour": 3}'}, "colour is 3; expected numbers"),
     ):

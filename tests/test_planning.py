@@ -134,7 +134,7 @@ def test_edges_are_measured_and_kept(model, calibrated, tmp_path, capsys):
     assert PlanFile.load(out).plan.computed == first.plan.computed
     other = ("--budget", 8, "--method", "lemica", "--edges", "replay", "--model", model)
     assert plan(calibrated, tmp_path / "q.json", *other, "--height", 64) == 2
-    assert "is a calibration of size" in capsys.readouterr().err
+    assert "the run's latent is [24, 2, 8, 4]" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -258,7 +258,7 @@ def test_what_is_missing(calibrated, tmp_path, capsys):
 
 
 def test_another_calibration_is_told_before_its_runs(model, calibrated, tmp_path, capsys, monkeypatch):
-    """Steps and guidance before the model is loaded, the size and the model before the first run."""
+    """Steps and guidance before the model is loaded, the model before the first run, the size at its first step."""
     from stepcache.commands import calibrate as module
 
     def ran(*args, **kwargs):
@@ -269,11 +269,13 @@ def test_another_calibration_is_told_before_its_runs(model, calibrated, tmp_path
     (tmp_path / "calibration.json").write_text((calibrated / "calibration.json").read_text())
     before = (tmp_path / "calibration.json").read_text()
     for flags, says in (
-        (("--height", 64), "size (24, 2, 4, 4) (asked for: (24, 2, 8, 4))"),
-        (("--num_frames", 9), "size (24, 2, 4, 4) (asked for: (24, 3, 4, 4))"),
         (("--guidance", 4), "guidance 3.0 (asked for: 4.0)"),
         (("--steps", 20), "num_steps 16 (asked for: 20)"),
     ):
         assert calibrate(model, tmp_path, *flags) == 2
         assert says in capsys.readouterr().err
+    monkeypatch.undo()
+    for flags, size in ((("--height", 64), [24, 2, 8, 4]), (("--num_frames", 9), [24, 3, 4, 4])):
+        assert calibrate(model, tmp_path, *flags) == 2
+        assert f"the run's latent is {size} and the calibration's [24, 2, 4, 4]" in capsys.readouterr().err
     assert (tmp_path / "calibration.json").read_text() == before

@@ -16,8 +16,9 @@ from forkserver import free_port, on_ranks, torchrun
 
 from stepcache import EasyCache, Hindsight, MagCache, Off, StepCache, TaylorSeer, TeaCache, Trajectory, Uniform
 from stepcache.commands.main import main
-from stepcache.fleet.ranks import Ranks, together, video_tokens
-from stepcache.measure.generation import Request, generate, load_pipeline
+from stepcache.fleet.ranks import Ranks, together
+from stepcache.measure.generation import Request, generate
+from stepcache.measure.pipelines import load_pipeline
 
 STEPS = 30
 
@@ -100,7 +101,7 @@ def _video(rank, model, folder, forced):
     with together(60) as mine:
         pipe = load_pipeline(model)
         pipe.set_progress_bar_config(disable=True)
-        mine.split(pipe, "ulysses", video_tokens(pipe, REQUEST.num_frames, REQUEST.height, REQUEST.width))
+        mine.split(pipe, "ulysses", REQUEST)
         for name, policy in policies().items():
             if forced and name not in ("easycache", "teacache"):
                 continue
@@ -199,13 +200,17 @@ def test_a_rank_that_dies_is_an_error_and_no_hang(model, tmp_path):
 
 
 def test_what_cannot_be_divided():
-    config = SimpleNamespace(num_attention_heads=2)
-    pipe = SimpleNamespace(transformer=SimpleNamespace(config=config))
+    class WanPipeline(SimpleNamespace):
+        vae_scale_factor_temporal, vae_scale_factor_spatial = 4, 8
+
+    config = SimpleNamespace(num_attention_heads=2, patch_size=(1, 2, 2))
+    pipe = WanPipeline(transformer=SimpleNamespace(config=config))
+    odd = Request("", num_frames=9, height=48, width=16)  # 3 x 3 x 1 tokens
     with pytest.raises(ValueError, match="2 attention heads cannot be divided over 3 ranks"):
-        Ranks(0, 3).split(pipe, "ulysses", 30)
-    with pytest.raises(ValueError, match="31 tokens cannot be divided over 2 ranks"):
-        Ranks(0, 2).split(pipe, "ring", 31)
-    Ranks().split(None, "ulysses", 31)
+        Ranks(0, 3).split(pipe, "ulysses", odd)
+    with pytest.raises(ValueError, match="9 tokens cannot be divided over 2 ranks"):
+        Ranks(0, 2).split(pipe, "ring", odd)
+    Ranks().split(None, "ulysses", odd)
     for timeout in (0, -1, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="above 0"), together(timeout):
             pass

@@ -341,7 +341,7 @@ def test_bad_fps(tmp_path, fps):
 
 
 def test_unknown_suffix(tmp_path):
-    with pytest.raises(ValueError, match=r"clips are written as \.mp4, \.mkv, \.npy or a folder"):
+    with pytest.raises(ValueError, match=r"clips are written as \.mp4, \.mkv, \.npy, one \.png or a folder"):
         write_clip(tmp_path / "a.xyz", noise())
 
 

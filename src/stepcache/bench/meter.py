@@ -13,7 +13,7 @@ import torch
 
 from stepcache.bench.methods import Contender
 from stepcache.core.summary import RunSummary, elapsed, timestamp
-from stepcache.measure.generation import Request, generated_frames
+from stepcache.measure.generation import Request, generated_frames, shows_latents
 
 
 class Meter:
@@ -54,12 +54,39 @@ class Meter:
 
         return counted
 
-    def step_ended(self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        """For `callback_on_step_end`."""
+    @contextmanager
+    def stepping(self) -> Iterator[dict[str, Any]]:
+        """See every step end; yields what the pipeline's call is given for that.
+
+        Pipelines whose call takes no callback (HunyuanVideo-1.5's, PixArt's) are seen through their sampler.
+        """
+        if shows_latents(self.pipe):
+
+            def ended(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+                self._step_ended(tensors["latents"])
+                return {}
+
+            yield {"callback_on_step_end": ended, "callback_on_step_end_tensor_inputs": ["latents"]}
+            return
+        scheduler = self.pipe.scheduler
+        step = scheduler.step
+
+        @functools.wraps(step)
+        def stepped(*args: Any, **kwargs: Any) -> Any:
+            found = step(*args, **kwargs)
+            self._step_ended(found[0])
+            return found
+
+        scheduler.step = stepped
+        try:
+            yield {}
+        finally:
+            del scheduler.step
+
+    def _step_ended(self, latents: torch.Tensor) -> None:
         self.executed.append(0)
-        self.latents.append(tensors["latents"].detach().clone())
-        self.ended = timestamp(tensors["latents"])
-        return {}
+        self.latents.append(latents.detach().clone())
+        self.ended = timestamp(latents)
 
     @property
     def loop_seconds(self) -> float:
@@ -104,8 +131,7 @@ def run_once(pipe: Any, request: Request, contender: Contender) -> Result:
         torch.cuda.reset_peak_memory_stats(pipe.device)
     asked = replace(request, steps=contender.steps or request.steps)
     meter = Meter(pipe)
-    inputs = {"callback_on_step_end": meter.step_ended, "callback_on_step_end_tensor_inputs": ["latents"]}
-    with meter.watching(), contender.enter(pipe, asked.steps) as run:
+    with meter.watching(), meter.stepping() as inputs, contender.enter(pipe, asked.steps) as run:
         frames = generated_frames(pipe, asked, **inputs)
         summary = run.summary() if run is not None else None
     return Result(

@@ -19,8 +19,9 @@ from stepcache.bench.runs import Runner
 from stepcache.fleet import cluster
 from stepcache.fleet.jobs import Alone, Job, Jobs, Outcome, Pair, Settle
 from stepcache.fleet.places import is_there
-from stepcache.measure.generation import Request, check_policy, load_pipeline
+from stepcache.measure.generation import Request, check_policy
 from stepcache.measure.lpips import find_lpips
+from stepcache.measure.pipelines import load_pipeline, model_inputs
 
 
 class Crew(Protocol):
@@ -64,12 +65,13 @@ class Suite:
 
     def check(self, pipe: Any = None) -> None:
         """Let methods that do not fit the runs say so before anything is computed (ValueError), see `check_policy`."""
+        inputs = model_inputs(self.model)
         for contender in self.contenders:
             found = contender.easiest(self.request.steps) if isinstance(contender, Search) else contender
             if found.policy is None:
                 continue
             try:
-                check_policy(found.policy, self.request, pipe)
+                check_policy(found.policy, self.request, inputs, pipe)
             except ValueError as error:
                 raise ValueError(f"{contender.name}: {error}") from error
 

@@ -31,7 +31,8 @@ from stepcache.fleet.jobs import Pair
 from stepcache.fleet.places import check_writable, is_remote, place
 from stepcache.fleet.shards import merge_folders, part, shard_from
 from stepcache.measure.device import find_device
-from stepcache.measure.generation import check_fps, model_defaults, pipeline_kind
+from stepcache.measure.generation import check_fps
+from stepcache.measure.pipelines import model_defaults
 from stepcache.measure.prompts import clip_name, read_prompts, read_seeds
 
 RUN, HERE = "runs (no --merge)", "runs of this process (neither --merge nor --ray)"
@@ -43,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "methods:\n" + help_text()
     flags = Flags(parser, _modes)
     add = functools.partial(flags.add, needs=RUN)
-    add("--model", metavar="DIR_OR_ID", help="folder or hub id of a diffusers Wan pipeline")
+    add("--model", metavar="DIR_OR_ID", help="folder or hub id of a diffusers pipeline")
     add("--prompts", metavar="FILE", help="text file, one prompt a line; or VBench's JSON")
     add("--policies", metavar="LIST", help="methods, separated by spaces: see below")
     flags.add(
@@ -110,7 +111,6 @@ def suite_from(args: argparse.Namespace) -> Suite:
     contenders, request = parse(args.policies), request_from(args)
     fps = float(model_defaults(args.model).get("fps", 16.0) if args.fps is None else args.fps)
     check_fps(fps)
-    pipeline_kind(args.model)
     if args.device and args.ray is None:
         find_device(args.device)
     return Suite(

@@ -12,7 +12,7 @@ import argparse
 import functools
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,8 @@ from stepcache.files import check_writable
 from stepcache.fleet import cluster
 from stepcache.fleet.jobs import Job, Jobs, Outcome
 from stepcache.hosts.diffusers import model_name
-from stepcache.measure.generation import Request, decode_latent, latent_size, load_pipeline, sample_latent
+from stepcache.measure.generation import Request, sample_both, sample_latent, shows_latents
+from stepcache.measure.pipelines import Inputs, inputs_of, load_pipeline, model_inputs
 from stepcache.measure.prompts import read_prompts, read_seeds
 from stepcache.planning.calibrate import calibrate, describe
 from stepcache.planning.calibration import MOST_STEPS, Calibration
@@ -50,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = __doc__
     flags = Flags(parser, _modes)
     add = functools.partial(flags.add, needs=RUN)
-    add("--model", metavar="DIR_OR_ID", help="folder or hub id of a diffusers Wan pipeline")
+    add("--model", metavar="DIR_OR_ID", help="folder or hub id of a diffusers pipeline")
     add("--prompts", metavar="FILE", help="text file, one prompt a line; eight are plenty")
     flags.add(
         "--out", required=True, metavar="FILE", help="the calibration, a JSON file; an unfinished one is continued"
@@ -88,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
         _check_store(Path(args.store))
     known = Calibration.load(args.out) if Path(args.out).exists() else None
     if known is not None:
-        check_same(known, {"num_steps": request.steps, "guidance": request.guidance}, args.out)
+        check_same(known, asked_of(model_inputs(args.model), request), args.out)
     pairs = [(prompt, seed) for prompt in prompts for seed in seeds]
     done = known.done if known else set()
     todo = [pair for pair in pairs if pair not in done]
@@ -97,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
     if not todo:
         print(describe(known) if known else "")
         return 0
-    save = functools.partial(_save, args, pairs)
+    save = functools.partial(_save, args, request, pairs)
     if resources is not None:
         calibration = _on_ray(args, resources, request, todo, known, save)
         print(describe(calibration))
@@ -144,10 +145,17 @@ class Recording:
         anchored: bool = True,
     ) -> Calibration:
         """Record runs; `anchored`: the first one also in a fifth of its steps, if nothing is known yet."""
-        decode = None if self.args.no_decode or not anchored else self._decode
+        shown = anchored and not self.args.no_decode and shows_latents(self.pipe)
         dtype, folder = STORED[self.args.store_dtype], self.args.store
         return calibrate(
-            self.pipe, runs, self._sample, decode=decode, known=known, save=save, dtype=dtype, folder=folder
+            self.pipe,
+            runs,
+            self._sample,
+            shown=self._shown if shown else None,
+            known=known,
+            save=save,
+            dtype=dtype,
+            folder=folder,
         )
 
     def __call__(self, job: Job) -> Outcome:
@@ -167,15 +175,19 @@ class Recording:
         self.seconds.setdefault((prompt, seed), time.perf_counter() - started)
         return latent
 
-    def _decode(self, latent: torch.Tensor) -> np.ndarray:
-        return decode_latent(self.pipe, latent)
+    def _shown(self, prompt: str, seed: int) -> tuple[torch.Tensor, np.ndarray]:
+        started = time.perf_counter()
+        both = sample_both(self.pipe, replace(self.request, prompt=prompt, seed=seed))
+        self.seconds.setdefault((prompt, seed), time.perf_counter() - started)
+        return both
 
 
-def _save(args: argparse.Namespace, pairs: list[tuple[str, int]], found: Calibration) -> None:
+def _save(args: argparse.Namespace, request: Request, pairs: list[tuple[str, int]], found: Calibration) -> None:
     """Write the file, runs in the order in which they were asked for: whoever made them, and whenever."""
     place = {pair: i for i, pair in enumerate(pairs)}
     runs = tuple(sorted(found.runs, key=lambda run: place.get((run.prompt, run.seed), -1)))
-    replace(found, runs=runs, about={"stepcache": __version__, "model": args.model}).save(args.out)
+    asked = {name: value for name, value in asdict(request).items() if name not in ("prompt", "seed")}
+    replace(found, runs=runs, about={"stepcache": __version__, "model": args.model, "request": asked}).save(args.out)
 
 
 def _on_ray(
@@ -220,14 +232,15 @@ def _recorder(
 
 
 def key_of(pipe: Any, request: Request) -> dict[str, Any]:
-    """What a calibration of these runs will say of itself, known before the first of them."""
-    return {
-        "model": model_name(pipe),
-        "scheduler": type(pipe.scheduler).__name__,
-        "num_steps": request.steps,
-        "guidance": request.guidance,
-        "size": latent_size(pipe, request),
-    }
+    """What a calibration of these runs will say of itself, as far as it is known before the first of them."""
+    known = {"model": model_name(pipe), "scheduler": type(pipe.scheduler).__name__}
+    return {**known, **asked_of(inputs_of(pipe), request)}
+
+
+def asked_of(inputs: Inputs, request: Request) -> dict[str, Any]:
+    """The part of it that is known before the model is loaded."""
+    guidance = {"guidance": request.guidance} if inputs.mixes and request.guidance is not None else {}
+    return {"num_steps": request.steps, **guidance}
 
 
 def check_same(known: Calibration, wanted: dict[str, Any], path: str) -> None:

@@ -26,8 +26,9 @@ from stepcache.core.strategy import Policy
 from stepcache.core.summary import RunSummary
 from stepcache.core.trajectory import Trajectory
 from stepcache.files import check_writable, read_text, write_atomically
-from stepcache.measure.generation import Request, check_policy, generate, load_pipeline, model_defaults, pipeline_kind
+from stepcache.measure.generation import Request, check_policy, generate
 from stepcache.measure.metrics import mean_psnr, psnr, ssim
+from stepcache.measure.pipelines import Inputs, load_pipeline, model_defaults, model_inputs
 from stepcache.measure.video import animation, contact_sheet, write_clip
 from stepcache.methods import Off
 
@@ -139,18 +140,19 @@ def run(args: argparse.Namespace) -> int:
         )
     out = Path(args.out)
     check_writable(out, folder=True)
-    pipeline_kind(args.model)
     requests = requests_of(args)
     methods = read_list(args.policies) if args.policies is not None else usual_methods(Path(args.model), args.steps)
     wanted = shown(methods)
     if not wanted:
         raise ValueError("--policies names no method beside the uncached run.")
-    _check(wanted, requests[0])
+    inputs = model_inputs(args.model)
+    _check(wanted, requests[0], inputs)
     pipe = load_pipeline(args.model)
-    _check(wanted, requests[0], pipe)
+    _check(wanted, requests[0], inputs, pipe)
     pipe.set_progress_bar_config(disable=True)
     first = requests[0]
-    print(f"{len(requests)} prompt(s), {first.steps} steps, guidance {first.guidance:g}, seeds from {first.seed}")
+    guidance = "none" if first.guidance is None else f"{first.guidance:g}"
+    print(f"{len(requests)} prompt(s), {first.steps} steps, guidance {guidance}, seeds from {first.seed}")
     searches = sum(isinstance(each.policy, Search) for each in wanted)
     with tqdm(total=len(requests) * (1 + len(wanted)) + searches, unit="run", dynamic_ncols=True) as bar:
         truths = [_made(bar, REFERENCE, pipe, request, Off()) for request in requests]
@@ -178,12 +180,12 @@ def requests_of(args: argparse.Namespace) -> list[Request]:
     return [request_from(args, prompt, args.seed + i) for i, prompt in enumerate(prompts)]
 
 
-def _check(wanted: list[Shown], request: Request, pipe: Any = None) -> None:
+def _check(wanted: list[Shown], request: Request, inputs: Inputs, pipe: Any = None) -> None:
     for each in wanted:
         policy = each.policy
         if isinstance(policy, Search):
             policy = _policy(policy.easiest(request.steps))
-        check_policy(policy, request, pipe)
+        check_policy(policy, request, inputs, pipe)
 
 
 def _policy(contender: Contender) -> Policy:

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from stepcache.fleet.cluster import LOCAL, Resources
-from stepcache.measure.generation import Request, check_request, model_defaults
+from stepcache.measure.generation import Request, check_request
+from stepcache.measure.pipelines import model_defaults, model_inputs
 
 SIZES = ("height", "width", "num_frames")
 
@@ -95,8 +96,8 @@ class _Gone(argparse.Action):
 def add_request_flags(flags: Flags, **options: Any) -> None:
     """What all uncached runs have in common: `request_from` reads it."""
     flags.add("--negative_prompt", default="", **options)
-    flags.add("--steps", type=int, default=50, help="steps of the denoising loop (50)", **options)
-    flags.add("--guidance", type=float, help="guidance scale; 1 is off (default: the model's, else 5)", **options)
+    flags.add("--steps", type=int, help="steps of the denoising loop (default: the model's, else 50)", **options)
+    flags.add("--guidance", type=float, help="guidance scale; 1 is off (default: the model's)", **options)
     add_size_flags(flags, "default: the model's", **options)
 
 
@@ -113,23 +114,26 @@ def add_device_flags(flags: Flags, **options: Any) -> None:
     flags.add("--dtype", choices=precisions, help="default: bfloat16 on cuda, float32 on cpu", **options)
 
 
-def request_from(args: argparse.Namespace, prompt: str | None = None, seed: int = 0) -> Request:
-    """What the flags ask for; sizes and guidance default to the model's, then to Wan2.1's.
+def request_from(args: argparse.Namespace, prompt: str | None = None, seed: int = 0, image: bool = False) -> Request:
+    """What the flags ask for; steps, guidance and sizes default to the model's.
 
     Args:
         args: `model`, and flags of `add_request_flags`; those that a command does not have count as not given.
         prompt: None where prompts come from a file.
         seed: of the run.
+        image: whether a picture is given.
 
     Raises:
-        ValueError: numbers no pipeline can use, or an empty prompt.
+        ValueError: numbers the pipeline cannot use, an empty prompt, or a model that makes nothing from a text.
+        FileNotFoundError: no such model.
     """
     if prompt is not None and not prompt.strip():
         raise ValueError("--prompt is empty; say what to generate.")
-    given = {name: value for name in ("guidance", *SIZES) if (value := getattr(args, name, None)) is not None}
-    known = {name: value for name, value in model_defaults(args.model).items() if name != "fps"}
-    request = Request(prompt or "", getattr(args, "negative_prompt", ""), args.steps, seed=seed, **{**known, **given})
-    check_request(request)
+    inputs, names = model_inputs(args.model, image), ("steps", "guidance", "max_sequence_length", *SIZES)
+    given = {name: value for name in names if (value := getattr(args, name, None)) is not None}
+    known = {name: value for name, value in model_defaults(args.model).items() if name in names}
+    request = Request(prompt or "", getattr(args, "negative_prompt", ""), seed=seed, **{**known, **given})
+    check_request(request, inputs)
     return request
 
 

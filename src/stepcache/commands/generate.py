@@ -1,4 +1,4 @@
-"""`stepcache generate`: a clip from a diffusers Wan pipeline, uncached or with a policy, and a record to repeat it.
+"""`stepcache generate`: a clip or picture from a diffusers pipeline, uncached or with a policy, and a record of it.
 
     stepcache generate --model DIR --prompt "..." --policy lemica:25 --output clip.mp4
     stepcache generate --model DIR --prompt "..." --policy easycache:0.05,ret_steps=10 --output clip.mp4
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,18 +26,10 @@ from stepcache.core.summary import RunSummary
 from stepcache.files import check_writable, write_atomically
 from stepcache.fleet import ranks
 from stepcache.hosts.diffusers import model_name
+from stepcache.hosts.patching import shift_of
 from stepcache.measure.device import find_device
-from stepcache.measure.generation import (
-    IMAGE_TO_VIDEO,
-    TEXT_TO_VIDEO,
-    Request,
-    check_fps,
-    check_policy,
-    generate,
-    load_pipeline,
-    model_defaults,
-    pipeline_kind,
-)
+from stepcache.measure.generation import Request, check_fps, check_policy, generate
+from stepcache.measure.pipelines import load_pipeline, model_defaults, model_inputs
 from stepcache.measure.video import write_clip
 from stepcache.methods import MagCacheCalibration
 
@@ -73,16 +66,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = __doc__
     parser.epilog = "methods:\n" + help_text(bench=False)
     flags = Flags(parser, _modes)
-    flags.add("--model", required=True, metavar="DIR_OR_ID", help="folder or hub id of a diffusers Wan pipeline")
+    flags.add("--model", required=True, metavar="DIR_OR_ID", help="folder or hub id of a diffusers pipeline")
     flags.add("--prompt", required=True)
-    flags.add("--image", metavar="FILE", help="first frame, for image-to-video pipelines")
+    flags.add("--image", metavar="FILE", help="picture to begin with, for pipelines that take one")
     flags.add("--seed", type=int, default=0)
     add_request_flags(flags)
     flags.add(
         "--output",
         required=True,
         metavar="FILE",
-        help=".mp4 for viewing, .mkv or .npy lossless; FILE's .json beside it",
+        help=".mp4 for viewing, .mkv or .npy lossless, .png for a picture; FILE's .json beside it",
     )
     flags.add("--lossless", action="store_true", default=False, needs=LOSSY, help="also write an .mkv beside the .mp4")
     flags.add("--fps", type=float, needs=WITH_RATE, help="default: the model's, else 16")
@@ -142,20 +135,20 @@ def run(args: argparse.Namespace) -> int:
     output, method = Path(args.output), _method(args)
     policy = policy_of(method)
     defaults = model_defaults(args.model)
-    request = request_from(args, args.prompt, args.seed)
+    request = request_from(args, args.prompt, args.seed, args.image is not None)
+    inputs = model_inputs(args.model, args.image is not None)
     fps = float(defaults.get("fps", 16.0) if args.fps is None else args.fps)
     check_fps(fps)
-    _check_outputs(args, output, method)
+    _check_outputs(args, output, method, inputs.video)
     _check_devices(args, method)
-    image = _image(args, request)
-    check_policy(policy, request)
+    given = {} if args.image is None else {"image": read_image(args.image, request)}
+    check_policy(policy, request, inputs)
     with ranks.together(args.rank_timeout, args.device) as mine:
-        pipe = load_pipeline(args.model, mine.device or args.device, args.dtype, (TEXT_TO_VIDEO, IMAGE_TO_VIDEO))
-        inputs = _inputs(pipe, image)
-        mine.split(pipe, args.parallel, ranks.video_tokens(pipe, request.num_frames, request.height, request.width))
+        pipe = load_pipeline(args.model, mine.device or args.device, args.dtype)
+        mine.split(pipe, args.parallel, request)
         pipe.set_progress_bar_config(disable=mine.rank > 0)
-        check_policy(policy, request, pipe)
-        frames, summary = generate(pipe, request, policy, args.cache_device, mine.group, **inputs)
+        check_policy(policy, request, inputs, pipe)
+        frames, summary = generate(pipe, request, policy, args.cache_device, mine.group, **given)
     if mine.rank:
         return 0  # the first rank writes
     write_clip(output, frames, fps)
@@ -183,9 +176,11 @@ def _method(args: argparse.Namespace) -> Method:
     return method
 
 
-def _check_outputs(args: argparse.Namespace, output: Path, method: Method) -> None:
-    if output.suffix not in (".mp4", ".mkv", ".npy"):
-        raise ValueError(f"--output is {args.output!r}; expected a name ending in .mp4, .mkv or .npy.")
+def _check_outputs(args: argparse.Namespace, output: Path, method: Method, video: bool) -> None:
+    suffixes = (".mp4", ".mkv", ".npy") if video else (".png", ".npy")
+    if output.suffix not in suffixes:
+        made = "clips" if video else "pictures"
+        raise ValueError(f"--output is {args.output!r}; the model makes {made}: expected one of {', '.join(suffixes)}.")
     targets = [output, output.with_suffix(".json")]
     targets += [output.with_suffix(".mkv")] if args.lossless else []
     targets += [Path(method.value)] if method.name == CALIBRATION else []
@@ -207,32 +202,28 @@ def _check_devices(args: argparse.Namespace, method: Method) -> None:
     find_device(args.cache_device, "--cache_device")
 
 
-def _image(args: argparse.Namespace, request: Request) -> Any:
-    """The first frame, if one is given; ValueError if the model in a folder wants none, or wants one."""
-    kind = pipeline_kind(args.model)
-    if kind is not None:
-        _check_image(kind, args.image is not None)
-    if args.image is None:
-        return None
-    from PIL import Image, UnidentifiedImageError
+def read_image(path: str, request: Request) -> Any:
+    """A picture, upright and in RGB, scaled and cropped about its middle to the size of the request, if it has one.
 
-    if not Path(args.image).is_file():
-        raise FileNotFoundError(f"image {args.image!r} does not exist.")
+    Raises:
+        FileNotFoundError, ValueError: no such file, or it cannot be read as a picture.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"image {path!r} does not exist.")
     try:
-        return Image.open(args.image).convert("RGB").resize((request.width, request.height))
+        picture = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
     except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"image {args.image!r} cannot be read as a picture ({error}).") from error
-
-
-def _check_image(kind: str, given: bool) -> None:
-    wants = kind == IMAGE_TO_VIDEO
-    if wants != given:
-        raise ValueError(f"{kind} {'needs --image FILE' if wants else 'takes no --image'}.")
-
-
-def _inputs(pipe: Any, image: Any) -> dict[str, Any]:
-    _check_image(type(pipe).__name__, image is not None)
-    return {} if image is None else {"image": image}
+        raise ValueError(f"image {path!r} cannot be read as a picture ({error}).") from error
+    if request.width is None or request.height is None:
+        return picture
+    wide, high = picture.size
+    if abs(wide / high / (request.width / request.height) - 1) > 0.01:
+        print(
+            f"{path} is {wide} x {high}; its middle is cropped to {request.width} x {request.height}.", file=sys.stderr
+        )
+    return ImageOps.fit(picture, (request.width, request.height), Image.Resampling.LANCZOS)
 
 
 def record(
@@ -246,7 +237,7 @@ def record(
         "version": RECORD_VERSION,
         "model": args.model,
         "transformer": model_name(pipe),
-        "scheduler": {"class": type(pipe.scheduler).__name__, "shift": pipe.scheduler.config.get("flow_shift")},
+        "scheduler": {"class": type(pipe.scheduler).__name__, "shift": shift_of(pipe.scheduler.config)},
         "request": asdict(request),
         "method": method.text,
         "flags": {name: value for name, value in vars(args).items() if value is not None},

@@ -25,11 +25,12 @@ from tqdm import tqdm
 from stepcache.commands.flags import Flags, add_device_flags, add_size_flags, request_from
 from stepcache.core.trajectory import BOUNDARIES
 from stepcache.files import check_writable, read_text
-from stepcache.hosts.diffusers import model_name
+from stepcache.hosts.diffusers import accelerate, model_name
 from stepcache.measure.device import find_device
-from stepcache.measure.generation import latent_size, load_pipeline, pipeline_kind, sample_latent
+from stepcache.measure.generation import Request, sample_latent
+from stepcache.measure.pipelines import load_pipeline, pipeline_kind
 from stepcache.methods.magcache import RATIOS_SCHEMA, Ratios
-from stepcache.planning.calibration import Calibration
+from stepcache.planning.calibration import Calibration, Recorder
 from stepcache.planning.costs import (
     LONGEST_GAP,
     finished,
@@ -94,7 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = flags.group("running the model (--edges replay, --refine)")
     add = functools.partial(flags.add, group=group, needs=RUNNING)
     add("--model", metavar="DIR_OR_ID", help="the model that was calibrated")
-    add("--negative_prompt", default="", help="as calibrated")
+    add("--negative_prompt", help="as calibrated")
     add_device_flags(flags, group=group, needs=RUNNING)
     add_size_flags(flags, "as calibrated; default: the model's", group=group, needs=RUNNING)
     instead = "hindsight forecasts and corrects in one way now; leave it out"
@@ -292,16 +293,27 @@ def runner(args: argparse.Namespace, calibration: Calibration) -> tuple[Any, Cal
     Raises:
         ValueError: the model or the size is not the calibrated one.
     """
-    guidance = 1.0 if calibration.guidance is None else calibration.guidance
-    flags = argparse.Namespace(**{**vars(args), "steps": calibration.num_steps, "guidance": guidance})
-    request = request_from(flags)
+    asked = calibration.about.get("request") or {"guidance": calibration.guidance}
+    given = {name: value for name, value in vars(args).items() if name in asked and value is not None}
+    request = request_from(
+        argparse.Namespace(**{**asked, **given, "model": args.model, "steps": calibration.num_steps})
+    )
     pipe = load_pipeline(args.model, args.device, args.dtype)
     pipe.set_progress_bar_config(disable=True)
-    asked = {"model": model_name(pipe), "size": latent_size(pipe, request)}
-    known = {name: getattr(calibration, name) for name in asked}
-    if found := [f"{name} {known[name]} (here: {value})" for name, value in asked.items() if known[name] != value]:
-        raise ValueError(f"{args.calibration} is a calibration of {', '.join(found)}; run it as it was calibrated.")
+    if (name := model_name(pipe)) != calibration.model:
+        raise ValueError(
+            f"{args.calibration} is a calibration of model {calibration.model} (here: {name}); run it as it was "
+            "calibrated."
+        )
+    check_size(pipe, calibration, request)
     return pipe, lambda prompt, seed: sample_latent(pipe, replace(request, prompt=prompt, seed=seed))
+
+
+def check_size(pipe: Any, calibration: Calibration, request: Request) -> None:
+    """ValueError, after one step of the model, if the request's latent is not of the calibrated size."""
+    run = calibration.runs[0]
+    with accelerate(pipe, Recorder(size=calibration.size)):
+        sample_latent(pipe, replace(request, prompt=run.prompt, seed=run.seed, steps=2))
 
 
 def magcache(args: argparse.Namespace, calibration: Calibration, budget: int) -> PlanFile:

@@ -19,6 +19,8 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 
+from stepcache.measure.generation import Request
+
 Parallel = Literal["ulysses", "ring"]
 
 
@@ -41,13 +43,13 @@ class Ranks:
     device: str | None = None
     group: dist.ProcessGroup | None = None
 
-    def split(self, pipe: Any, kind: Parallel, tokens: int) -> None:
+    def split(self, pipe: Any, kind: Parallel, request: Request) -> None:
         """Let the ranks share the attention of the pipeline's transformer; nothing if there is one.
 
         Args:
             pipe: a diffusers pipeline whose transformer knows context parallelism.
             kind: "ulysses" exchanges heads, "ring" passes keys and values round.
-            tokens: length of the sequence that is split.
+            request: what will be made; its tokens are split.
 
         Raises:
             ValueError: heads or tokens cannot be divided, or this diffusers or attention cannot do it.
@@ -61,7 +63,8 @@ class Ranks:
         transformer, heads = pipe.transformer, pipe.transformer.config.num_attention_heads
         if kind == "ulysses" and heads % self.world:
             raise ValueError(f"{heads} attention heads cannot be divided over {self.world} ranks; use --parallel ring.")
-        if tokens % self.world:
+        tokens = video_tokens(pipe, request)
+        if tokens is not None and tokens % self.world:
             raise ValueError(f"{tokens} tokens cannot be divided over {self.world} ranks; use another size or number.")
         try:
             with _counted_device():
@@ -119,9 +122,13 @@ def _counted_device() -> Iterator[None]:
         torch.accelerator.device_count = count
 
 
-def video_tokens(pipe: Any, num_frames: int, height: int, width: int) -> int:
-    """Tokens of a clip in a Wan transformer."""
-    frames = (num_frames - 1) // pipe.vae_scale_factor_temporal + 1
+def video_tokens(pipe: Any, request: Request) -> int | None:
+    """Tokens of a clip in a Wan transformer; None for other models and sizes that are left to the pipeline."""
+    sizes = (request.num_frames, request.height, request.width)
+    if not type(pipe).__name__.startswith("Wan") or None in sizes:
+        return None
+    frames, height, width = (int(size) for size in sizes if size is not None)
+    frames = (frames - 1) // pipe.vae_scale_factor_temporal + 1
     t, h, w = pipe.transformer.config.patch_size
     space = pipe.vae_scale_factor_spatial
     return int((frames // t) * (height // space // h) * (width // space // w))

@@ -328,8 +328,8 @@ def write_clip(path: str | os.PathLike[str], frames: Frames, fps: float = 16.0) 
     Args:
         path: the suffix decides. `.mkv` (FFV1) and `.npy` (uint8) and a folder of PNG frames (no suffix, or a folder
             that exists; its older frames are replaced) are bit-exact; `.mp4` (H.264, yuv420p, BT.709) is for viewing,
-            and repeats the last row or column of an odd-sized frame, which yuv420p cannot hold. Missing parent
-            folders are made.
+            and repeats the last row or column of an odd-sized frame, which yuv420p cannot hold; `.png` is one frame.
+            Missing parent folders are made.
         frames: an array [T, H, W, 3], or an iterable of arrays, PIL images or CPU tensors [H, W, 3], consumed one by
             one; uint8, or float in [0, 1] (rounded to 8 bits).
         fps: frames per second, for the containers.
@@ -356,14 +356,14 @@ Writer = Callable[[Path, Frame, Iterator[Frame], float], None]
 
 
 def _writer(path: Path) -> Writer:
-    by_suffix: dict[str, Writer] = {".mp4": _write_mp4, ".mkv": _write_mkv, ".npy": _write_npy}
+    by_suffix: dict[str, Writer] = {".mp4": _write_mp4, ".mkv": _write_mkv, ".npy": _write_npy, ".png": _write_png}
     if path.is_dir() or not path.suffix:
         if path.exists() and (not path.is_dir() or len(png_frames(path)) < len(list(path.iterdir()))):
             raise ValueError(f"{path} exists and is not a folder of nothing but PNG frames; choose another name.")
         return _write_pngs
     if path.suffix.lower() not in by_suffix:
         raise ValueError(
-            f"{path}: clips are written as .mp4, .mkv, .npy or a folder of PNG frames (a name without suffix), "
+            f"{path}: clips are written as .mp4, .mkv, .npy, one .png or a folder of them (a name without suffix), "
             f"not as {path.suffix}."
         )
     return by_suffix[path.suffix.lower()]
@@ -485,6 +485,13 @@ def _write_pngs(path: Path, first: Frame, frames: Iterator[Frame], fps: float) -
     path.mkdir()
     for number, frame in enumerate(frames):
         image_module.fromarray(frame).save(path / f"{number:05d}.png")
+
+
+def _write_png(path: Path, first: Frame, frames: Iterator[Frame], fps: float) -> None:
+    image_module = _need("PIL.Image", "PNG frames need Pillow")
+    if sum(1 for _ in frames) > 1:
+        raise ValueError("a .png holds one frame; write a clip as .mkv, .mp4, .npy or a folder of PNG frames.")
+    image_module.fromarray(first).save(path, format="PNG")
 
 
 def contact_sheet(

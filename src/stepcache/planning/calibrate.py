@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
@@ -27,7 +28,7 @@ def calibrate(
     runs: Iterable[tuple[str, int]],
     sample: Callable[[str, int], torch.Tensor],
     *,
-    decode: Callable[[torch.Tensor], np.ndarray] | None = None,
+    shown: Callable[[str, int], tuple[torch.Tensor, np.ndarray]] | None = None,
     known: Calibration | None = None,
     save: Callable[[Calibration], None] | None = None,
     dtype: torch.dtype = torch.float32,
@@ -39,8 +40,8 @@ def calibrate(
         pipe: any pipeline, whatever its guidance.
         runs: (prompt, seed) pairs; those that `known` has are left out.
         sample: `sample(prompt, seed)` runs the pipeline once and returns the final latent.
-        decode: latent -> frames [T, H, W, 3] uint8. Given, the first run is made once more in a fifth of its steps,
-            to learn what PSNR forecasts come to.
+        shown: `shown(prompt, seed)` likewise returns the latent and the frames [T, H, W, 3] uint8. Given, the first run
+            is made once more in a fifth of its steps, to learn what PSNR forecasts come to.
         known: a calibration to go on with.
         save: called with the calibration after every run.
         dtype: precision of the outputs held during a run.
@@ -54,14 +55,13 @@ def calibrate(
     for prompt, seed in runs:
         if (prompt, seed) in done:
             continue
+        first = shown if calibration is None else None
         with accelerate(pipe, recorder):
-            final = sample(prompt, seed)
+            truth = first(prompt, seed) if first else sample(prompt, seed)
         found = recorder.finish((prompt, seed))
-        if decode is not None and calibration is None and found.num_steps >= ANCHOR * LEAST_BUDGET:
-            run = replace(
-                found.runs[0], anchors=(_anchor(pipe, found.num_steps // ANCHOR, prompt, seed, sample, final, decode),)
-            )
-            found = replace(found, runs=(run,))
+        if first is not None and found.num_steps >= ANCHOR * LEAST_BUDGET:
+            anchor = _anchor(pipe, found.num_steps // ANCHOR, truth, functools.partial(first, prompt, seed))
+            found = replace(found, runs=(replace(found.runs[0], anchors=(anchor,)),))
         calibration = found if calibration is None else calibration.merged(found)
         if save is not None:
             save(calibration)
@@ -73,17 +73,15 @@ def calibrate(
 def _anchor(
     pipe: Any,
     budget: int,
-    prompt: str,
-    seed: int,
-    sample: Callable[[str, int], torch.Tensor],
-    truth: torch.Tensor,
-    decode: Callable[[torch.Tensor], np.ndarray],
+    truth: Any,
+    run: Callable[[], tuple[torch.Tensor, np.ndarray]],
 ) -> tuple[int, float, float]:
     """(budget, error of the final latent, PSNR) of one accelerated run."""
     with accelerate(pipe, Hindsight(budget)):
-        latent = sample(prompt, seed)
-    error = float((latent.float() - truth.float()).norm() / truth.float().norm())
-    return budget, error, mean_psnr(psnr(decode(truth), decode(latent)).tolist())
+        latent, frames = run()
+    reference = truth[0].float()
+    error = float((latent.float() - reference).norm() / reference.norm())
+    return budget, error, mean_psnr(psnr(truth[1], frames).tolist())
 
 
 def describe(calibration: Calibration) -> str:

@@ -353,7 +353,6 @@ class _Recording(Strategy):
 
     def compute(self, step: int, x: torch.Tensor) -> bool:
         if step == 0:
-            self._check_size(x)
             self._begun = x.detach()
         elif self._response is not None:
             self._compare(step, x.detach(), self._response[step])
@@ -377,6 +376,7 @@ class _Recording(Strategy):
     def guided(self, step: int, output: torch.Tensor, computed: bool, sampler: Any) -> torch.Tensor:
         if step == 0 and self._begun is not None:
             self._shape = output.shape
+            self._check_size()
             self._response = self._answers(sampler)
             self._first, self._begun = self._store(narrow(self._begun, output.shape)), None
         elif output.shape != self._shape:
@@ -388,14 +388,17 @@ class _Recording(Strategy):
         self._last.clear()
         self._begun = None
 
-    def _check_size(self, latent: torch.Tensor) -> None:
+    @property
+    def _size(self) -> tuple[int, ...]:
+        """Shape of the latent, batch dimension left out."""
+        return tuple(self._shape[1:] if self._recorder.channels else self._shape)
+
+    def _check_size(self) -> None:
         wanted = self._recorder.size
-        shape = None if wanted is None else torch.Size([len(latent), *wanted] if self._recorder.channels else wanted)
-        size = tuple(self._samples(narrow(latent, shape)).shape[1:])
-        if wanted is not None and size != wanted:
+        if wanted is not None and self._size != wanted:
             raise ValueError(
-                f"the run's latent is {list(size)} and the calibration's {list(wanted)}; calibrate the same height, "
-                "width and number of frames, or write to another file."
+                f"the run's latent is {list(self._size)} and the calibration's {list(wanted)}; calibrate the same "
+                "height, width and number of frames, or write to another file."
             )
 
     def _compare(self, step: int, x: torch.Tensor, row: np.ndarray) -> None:
@@ -444,7 +447,7 @@ class _Recording(Strategy):
             timesteps=run.timesteps or tuple(float(k) for k in range(run.num_steps)),
             branches=tuple(self._magnitude),
             response=self._response,
-            size=tuple(self._shape[1:] if self._recorder.channels else self._shape),
+            size=self._size,
             levels=tuple(noise_levels_of(run) or ()),
             runs=tuple(self._of_sample(i, prompt, seed) for i, (prompt, seed) in enumerate(pairs)),
         ).verified()
