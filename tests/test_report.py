@@ -49,6 +49,7 @@ def folder_with(root, prompts, methods=METHODS, clip=None):
             "prompts": prompts,
             "seeds": [0],
             "searched": {},
+            "schedules": {"plan:p.json": "hindsight, planned"},
             "fps": 8.0,
             "structure": "Wan",
             "sampler": "UniPC",
@@ -224,11 +225,9 @@ def test_choosing_and_sorting(browser, page):
     shows(browser, "b", value=level_of(0, "uniform:4"))
     assert "4 steps: 31.00 dB" in browser.find_element("id", "b-name").text
     heads = browser.find_elements("css selector", "#table thead button")
-    heads[5].click()
+    next(h for h in heads if h.text == "PSNR mean").click()
     rows = browser.find_elements("css selector", "#table tbody th")
-    assert next(r.text for r in rows) == "steps:4"
-    browser.find_element("id", "theme").click()
-    assert browser.execute_script("return document.documentElement.dataset.theme") in ("dark", "light")
+    assert next(r.text for r in rows) == "steps:4, fewer steps"
 
 
 def test_nothing_complains_and_nothing_is_loaded_from_elsewhere(browser, page):
@@ -236,10 +235,6 @@ def test_nothing_complains_and_nothing_is_loaded_from_elsewhere(browser, page):
     assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
     urls = browser.execute_script("return performance.getEntriesByType('resource').map((e) => e.name)")
     assert all(url.startswith(("blob:", "data:")) for url in urls)
-    for width in (390, 1200):  # a phone scrolls the table, not the page
-        browser.set_window_size(width, 900)
-        wide = browser.execute_script("return document.documentElement.scrollWidth - window.innerWidth")
-        assert wide <= 0
 
 
 def test_a_clip_that_is_gone(browser, tmp_path, capsys):
@@ -252,12 +247,12 @@ def test_a_clip_that_is_gone(browser, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_forty_prompts_open_quickly(browser, tmp_path):
+def test_forty_methods_open_quickly(browser, tmp_path):
     moving = np.random.default_rng(0).integers(0, 255, (24, 12, 20, 3)).astype(np.uint8)
     clip = tmp_path / "clip.mp4"
     write_clip(clip, moving.repeat(16, 1).repeat(16, 2), 16.0)
-    methods = ("uncached", *(f"uniform:{b}" for b in range(2, 9)))
-    folder = folder_with(tmp_path / "r", [f"prompt {i}" for i in range(40)], methods, clip)
+    methods = ("uncached", *(f"method{k}:4" for k in range(20)), *(f"uniform:{b}" for b in range(20)))
+    folder = folder_with(tmp_path / "r", [f"prompt {i}" for i in range(8)], methods, clip)
     assert main(["report", str(folder.root), "--no-figures"]) == 0
     page = folder.root / "report.html"
     assert page.stat().st_size < 60 * 2**20
@@ -268,8 +263,8 @@ def test_forty_prompts_open_quickly(browser, tmp_path):
         wait(browser, "return document.readyState", "complete")
         return time.perf_counter() - began
 
-    # 3 s undisturbed; of three tries, since others use the machine too
-    assert any(seconds() < 6 for _ in range(3))
+    # of three tries, since others use the machine too
+    assert any(seconds() < 3 for _ in range(3))
 
 
 CHARTS = ("psnr", "ssim", "speedup", "errors", "steps", "prompts")
@@ -284,12 +279,11 @@ def test_figures(page):
     assert "var(--" not in svg
 
 
-def charts_of(page):
+def charts_of(page, kind="chart"):
     """Name -> the chart's element, parsed."""
-    found = re.findall(r'<svg id="(\w+)" class="chart".*?</svg>', page.read_text(), re.DOTALL)
-    texts = re.findall(r'<svg id="\w+" class="chart".*?</svg>', page.read_text(), re.DOTALL)
+    found = re.findall(rf'(<svg id="(\w+)" class="{kind}".*?</svg>)', page.read_text(), re.DOTALL)
     spaces = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-    return {name: ElementTree.fromstring(t.replace("<svg", spaces, 1)) for name, t in zip(found, texts, strict=True)}
+    return {name: ElementTree.fromstring(text.replace("<svg", spaces, 1)) for text, name in found}
 
 
 def test_charts_have_text_and_the_colours_of_the_page(page):
@@ -311,48 +305,208 @@ def test_every_chart_says_which_method_is_which(page):
         texts = {"".join(e.itertext()) for e in chart.iter() if e.tag.endswith("}text")}
         titles = " ".join(e.text for e in chart.iter() if e.tag.endswith("}title"))
         curves = name in ("psnr", "ssim", "speedup")
-        expected = ["uniform, even", "lemica, published list, table=<b>&x", "steps"]
+        expected = ["uniform, even", "lemica, published list, table=<b>&x", "steps, fewer steps"]
         if not curves:
-            expected = ["uniform:4, even", "lemica:4,table=<b>&x, published list", "steps:4"]
+            expected = ["uniform:4, even", "lemica:4,table=<b>&x, published list", "steps:4, fewer steps"]
         assert set(expected) <= texts, name
         assert "lemica:4,table=<b>&x, published list" in titles
-    assert "computed; faint: skipped" in {
-        "".join(e.itertext()) for e in charts_of(page)["steps"].iter() if e.tag.endswith("}text")
-    }
 
 
-def test_a_method_has_one_colour_in_all_charts():
+def test_methods_and_their_settings_look_different():
     methods = ["uniform:4", "uniform:6", "hindsight:4", "plan:a.json"]
     named = charts.Named({m: label(m) for m in methods})
-    assert named.colour("uniform:4") == named.colour("uniform:6") != named.colour("hindsight:4")
-    assert len({named.colour(m) for m in methods}) == 3
-    assert named.colour("uncached") == drawing.GREY
-    many = charts.Named({f"m{i}": Label(f"m{i}", f"m{i}") for i in range(30)})
-    looks = {(many.colour(m), drawing.mark(many.numbers[m])) for m in many.labels}
-    assert len(looks) == 30
+    one, other = named.look("uniform:4"), named.look("uniform:6")
+    assert (one["color"], one["marker"]) == (other["color"], other["marker"])
+    assert one["linestyle"] != other["linestyle"]
+    assert len({named.look(m)["color"] for m in methods}) == 3
+    assert named.look("uncached")["color"] == drawing.GREY
+    many = charts.Named({f"m{i},{k}": Label(f"m{i},{k}", f"m{i}") for i in range(60) for k in range(6)})
+    looks = {m: many.look(m) for m in many.labels}
+    assert len({(look["color"], look["marker"], look["linestyle"]) for look in looks.values()}) == 360
+    assert len({(look["color"], look["linestyle"]) for m, look in looks.items() if m.endswith(",0")}) == 60
 
 
-def test_text_in_charts_is_large_enough_for_a_phone(browser, page):
-    """10 pixels where the page is 360 wide, in a light and a dark theme."""
-    opened(browser, page)
-    try:
-        size = {"width": 360, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+MANY = ("uncached", *(f"method{k}:4" for k in range(22)), "hindsight:4", "plan:p.json", "steps:4")
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """A page of 25 methods; the items of one are faster than can be."""
+    root = tmp_path_factory.mktemp("many") / "results"
+    clip = root.parent / "clip.mp4"
+    write_clip(clip, np.stack([grey(20)] * FRAMES), 8.0)
+    folder = folder_with(root, HOSTILE[:2], MANY, clip)
+    for index, seconds in enumerate((0.2, 0.24)):
+        path = folder.item("steps:4", index, 0)
+        replace(Item.load(path), loop_seconds=seconds).save(path)
+    assert main(["report", str(root), "--no-figures"]) == 0
+    return root / "report.html"
+
+
+@pytest.fixture
+def screen(browser):
+    """(width) -> a screen so wide, until the test ends."""
+
+    def screen(width):
+        size = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": False}
         browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-        smallest = browser.execute_script(
-            "return Math.min(...[...document.querySelectorAll('svg.chart')].flatMap((s) => {"
+
+    yield screen
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+def cells_of(browser):
+    """Method -> column -> text."""
+    heads, *rows = browser.execute_script(
+        "return [...document.querySelectorAll('#table tr')].map((r) => [...r.cells].map((c) => c.innerText.trim()))"
+    )
+    assert len(set(heads)) == len(heads)
+    return {row[0]: dict(zip(heads, row, strict=True)) for row in rows}
+
+
+def test_the_table_names_its_columns_and_methods_apart(browser, many):
+    opened(browser, many)
+    rows = cells_of(browser)
+    assert {"hindsight:4, by noise level", "plan:p.json, hindsight, planned", "steps:4, fewer steps"} <= set(rows)
+    row = rows["hindsight:4, by noise level"]
+    assert (row["PSNR mean"], row["PSNR worst"], row["items"]) == ("53.50", "53.00", "2")
+    assert row["SSIM mean"] == row["SSIM worst"] == "0.9000"
+    assert "LPIPS mean" not in row  # nobody measured it
+
+
+def test_a_speedup_above_the_ideal_is_noise(browser, many):
+    opened(browser, many)
+    rows = cells_of(browser)
+    assert rows["steps:4, fewer steps"]["speed-up"].split() == ["2.29×", "noise:", "2.08–2.50×"]
+    assert rows["steps:4, fewer steps"]["ideal"] == "2.00×"
+    assert [name for name, row in rows.items() if "noise" in row["speed-up"]] == ["steps:4, fewer steps"]
+
+
+def test_a_phone_scrolls_the_table_and_is_told_so(browser, many, screen):
+    hint = "return getComputedStyle(document.querySelector('.hint')).display !== 'none'"
+    faded = "return getComputedStyle(document.querySelector('.scroll')).maskImage !== 'none'"
+    screen(390)
+    opened(browser, many)
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
+    wait(browser, hint)
+    assert browser.execute_script(faded)
+    first = "return document.querySelector('#table tbody th').getBoundingClientRect().left"
+    left = browser.execute_script(first)
+    browser.execute_script("const s = document.querySelector('.scroll'); s.scrollLeft = s.scrollWidth")
+    wait(browser, hint, False)
+    assert not browser.execute_script(faded)
+    assert browser.execute_script(first) == left  # the method stays in sight
+    screen(1280)
+    opened(browser, many)
+    assert browser.execute_script("const s = document.querySelector('.scroll'); return s.scrollWidth <= s.clientWidth")
+    assert not browser.execute_script(hint)
+
+
+def test_text_in_charts_is_large_enough_for_a_phone(browser, many, screen):
+    for width in (360, 390, 1280):
+        screen(width)
+        opened(browser, many)
+        sizes = browser.execute_script(
+            "return [...document.querySelectorAll('svg.chart')].flatMap((s) => {"
             "const k = s.getBoundingClientRect().width / s.viewBox.baseVal.width;"
-            "return [...s.querySelectorAll('text')].map((t) => parseFloat(getComputedStyle(t).fontSize) * k)}))"
+            "return [...s.querySelectorAll('text')].map((t) => parseFloat(getComputedStyle(t).fontSize) * k)})"
         )
-        assert smallest >= 10
-        assert browser.execute_script("return document.documentElement.scrollWidth") <= 360
-        ink = "return getComputedStyle(document.querySelector('svg.chart text')).fill"
-        seen = set()
-        for theme in ("light", "dark"):
-            browser.execute_script("document.documentElement.dataset.theme = arguments[0]", theme)
-            seen.add(browser.execute_script(ink))
-        assert len(seen) == 2
-    finally:
-        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        assert len(sizes) > 100
+        assert min(sizes) >= 10
+
+
+CONTRASTS = """
+const rgb = (colour) => colour.match(/[\\d.]+/g).map(Number);
+const light = (colour) => {
+  const [r, g, b] = rgb(colour).map((v) => (v / 255 <= 0.04045 ? v / 255 / 12.92 : ((v / 255 + 0.055) / 1.055) ** 2.4));
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+};
+const ground = (e) => {
+  const colour = getComputedStyle(e).backgroundColor;
+  return (rgb(colour)[3] ?? 1) === 1 ? colour : ground(e.parentElement);
+};
+const contrast = (one, other) => {
+  const [a, b] = [light(one), light(other)].sort((x, y) => y - x);
+  return (a + 0.05) / (b + 0.05);
+};
+const own = (e) => [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim()) && e.checkVisibility();
+const texts = [...document.body.querySelectorAll("*:not(script, style, option, title)")].filter(own);
+const lines = [...document.querySelectorAll(".key g > path[style*=stroke]")];
+return {
+  texts: texts.map((e) => [
+    contrast(getComputedStyle(e)[e.ownerSVGElement ? "fill" : "color"], ground(e)), e.textContent.slice(0, 40),
+  ]),
+  lines: lines.map((e) => [contrast(getComputedStyle(e).stroke, ground(e)), e.getAttribute("style")]),
+  drawn: texts.filter((e) => e.ownerSVGElement).length,
+  ground: light(ground(document.querySelector("section"))),
+};
+"""
+
+
+@pytest.mark.parametrize("preferred", ["light", "dark"])
+def test_texts_and_lines_stand_out_in_both_themes(browser, many, screen, preferred):
+    """WCAG AA: 4.5 for text, 3 for lines; as the system prefers, and as the button says."""
+    browser.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": preferred}]}
+    )
+    opened(browser, many)
+    for theme in (preferred, "dark" if preferred == "light" else "light", preferred):
+        found = browser.execute_script(CONTRASTS)
+        assert (found["ground"] < 0.5) == (theme == "dark")
+        assert found["drawn"] > 200
+        assert len(found["texts"]) > found["drawn"] + 200
+        assert len(found["lines"]) >= len(MANY) - 1
+        assert min(found["texts"])[0] >= 4.5, min(found["texts"])
+        assert min(found["lines"])[0] >= 3, min(found["lines"])
+        browser.find_element("id", "theme").click()
+
+
+def grouped(chart, name):
+    """Matplotlib's groups of that name in a chart."""
+    return [e for e in chart.iter() if re.search(rf"-{name}_\d+$", e.get("id", ""))]
+
+
+def lines_of(element):
+    """(stroke with dashes, mark, its fill) of every line with a mark."""
+    found = []
+    for line in grouped(element, "line2d"):
+        strokes = [e.get("style") for e in line if e.tag.endswith("}path")]
+        uses = [e for e in line.iter() if e.tag.endswith("}use")]
+        if strokes and uses:
+            mark = uses[0].get("{http://www.w3.org/1999/xlink}href").partition("-")[2]
+            found.append((strokes[0], mark, uses[0].get("style")))
+    return found
+
+
+def test_table_and_legends_show_the_same_lines(many):
+    keys = charts_of(many, "key")
+    lines = [line for key in keys.values() for line in lines_of(key)]
+    assert len(lines) == len(set(lines)) == len(MANY) - 1
+    for name, chart in charts_of(many).items():
+        (legend,) = grouped(chart, "legend")
+        assert any(e.tag.endswith("}text") for e in legend.iter())
+        if name in ("psnr", "ssim", "errors"):
+            assert lines_of(legend) == lines, name
+
+
+def ticks(chart):
+    """Text -> x of the ticks along the bottom."""
+    found = {}
+    for tick in grouped(chart, "xtick"):
+        mark = next(e for e in tick.iter() if e.tag.endswith("}use"))
+        found["".join(tick.itertext()).strip()] = float(mark.get("x"))
+    return found
+
+
+def test_charts_over_the_same_steps_have_the_same_axis(many):
+    charts = charts_of(many)
+    edges = {tuple(re.findall(r"[ML] ([\d.]+)", grouped(c, "patch")[1][0].get("d"))) for c in charts.values()}
+    assert len(edges) == 1
+    assert ticks(charts["psnr"]) == ticks(charts["ssim"]) == ticks(charts["speedup"])
+    assert ticks(charts["errors"]) == ticks(charts["steps"])
+    assert len(ticks(charts["psnr"])) > 1
+    assert len(ticks(charts["steps"])) > 1
 
 
 def test_names_are_never_formulas_or_markup(tmp_path):

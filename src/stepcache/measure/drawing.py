@@ -28,15 +28,20 @@ SERIES = (
     "#c2571a",
     "#9b2f7f",
     "#5c7a1f",
-    "#55606e",
+    "#8a5a44",
 )
-"""Colours of methods, in a light theme; --c0 to --c9 of a page. Further ones repeat them with another mark."""
+"""Colours of methods, in a light theme; --c0 to --c9 of a page."""
 
 
-MARKS = "osD^vPX<>*ph"
+MARKS = "osD^vPX<>d*p"
+"""In an order in which those of one colour do not look alike."""
 
 
-INK, GREY, LINE, CARD = "#1d1f23", "#666c75", "#dfe1e5", "#ffffff"
+DASHES = ((), (4, 1.5), (1, 1), (4, 1, 1, 1), (8, 1.5), (4, 1, 1, 1, 1, 1))
+"""Lengths of dashes and gaps, in widths of the line; none is solid."""
+
+
+INK, GREY, LINE, CARD = "#1d1f23", "#5f656e", "#dfe1e5", "#ffffff"
 
 
 VARIABLES = {INK: "--ink", GREY: "--grey", LINE: "--line", CARD: "--card"} | {
@@ -59,7 +64,7 @@ STYLE = {
     "ytick.labelsize": TEXT,
     "legend.fontsize": TEXT,
     "legend.frameon": False,
-    "legend.handlelength": 1.4,
+    "legend.handlelength": 2.4,
     "legend.borderaxespad": 0.2,
     "text.color": INK,
     "text.parse_math": False,  # a method's name is never a formula
@@ -104,9 +109,19 @@ def colour(number: int) -> str:
     return SERIES[number % len(SERIES)]
 
 
-def mark(number: int) -> str:
-    """The mark of the number-th method."""
-    return MARKS[number % len(MARKS)]
+def line_style(number: int, setting: int = 0) -> dict[str, Any]:
+    """The line of a method: colour, mark and dashes, as matplotlib's settings.
+
+    Methods share no pair of colour and mark (up to 60 of them), a method's settings no dashes (up to 6); methods that
+    share a colour begin with other dashes.
+    """
+    dashes = DASHES[(number // len(SERIES) + setting) % len(DASHES)]
+    return {
+        "color": colour(number),
+        "marker": MARKS[number % len(MARKS)],
+        "markeredgecolor": CARD,
+        "linestyle": (0, dashes) if dashes else "-",
+    }
 
 
 def save(figure: Any, path: str | os.PathLike[str]) -> None:
@@ -132,7 +147,7 @@ class Tips:
         self.texts[name] = text
 
 
-def as_svg(figure: Any, name: str, label: str, tips: Tips) -> str:
+def as_svg(figure: Any, name: str, label: str, tips: Tips, kind: str = "chart") -> str:
     """A figure as an element of a page; call it within `drawing`.
 
     Args:
@@ -140,6 +155,7 @@ def as_svg(figure: Any, name: str, label: str, tips: Tips) -> str:
         name: a word, unique in the page, before all ids.
         label: what a screen reader says.
         tips: what its parts say.
+        kind: its class in the style sheet.
     """
     written = io.StringIO()
     figure.savefig(written, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
@@ -151,7 +167,7 @@ def as_svg(figure: Any, name: str, label: str, tips: Tips) -> str:
         text = text.replace(f'<g id="{name}-{tip}">', f"<g><title>{html.escape(said)}</title>", 1)
     for value, variable in VARIABLES.items():
         text = text.replace(value, f"var({variable})")
-    head = f'<svg id="{name}" class="chart" role="img" aria-label="{html.escape(label)}"'
+    head = f'<svg id="{name}" class="{kind}" role="img" aria-label="{html.escape(label)}"'
     text = re.sub(r'<svg((?:\s+[\w:]+="[^"]*")*)', lambda found: head + _sizeless(found[1]), text, count=1)
     return re.sub(r"\n\s*", "\n", text)
 

@@ -11,6 +11,12 @@ import numpy as np
 from stepcache.bench.labels import Label, labels
 from stepcache.bench.results import REFERENCE, Folder, Item, Row, table
 
+SCHEDULES = {"hindsight": "by noise level", "steps": "fewer steps"}
+"""Kind of a method -> its schedule, where the benchmark does not say it: a plan, or a cache, would be another thing."""
+
+
+NONE = "–"
+
 
 @dataclass(frozen=True)
 class Results:
@@ -28,7 +34,9 @@ class Results:
     @property
     def labels(self) -> dict[str, Label]:
         """Method -> what it is called here."""
-        return labels((r.method for r in self.rows), self.description.get("schedules", {}))
+        methods = [r.method for r in self.rows]
+        known = {m: SCHEDULES[kind] for m in methods if (kind := m.partition(":")[0]) in SCHEDULES}
+        return labels(methods, known | self.description.get("schedules", {}))
 
 
 def read(folder: Folder) -> Results:
@@ -69,7 +77,41 @@ def headline(results: Results) -> str:
     best = max(half, key=lambda r: (r.psnr or 0, r.psnr_worst or 0))
     cost = f"With at most half of the {steps} steps computed" if best in half and half != good else "Of all methods"
     return (
-        f"{cost}, {results.labels[best.method].row} is closest to the uncached clips: "
+        f"{cost}, the closest to the uncached clips is {results.labels[best.method].row}: "
         f"{best.psnr:.1f} dB on average, {best.psnr_worst:.1f} dB on the worst prompt, "
         f"{best.speedup:.2f}x faster ({best.computed:.1f} steps)."
     )
+
+
+def columns(results: Results) -> dict[str, list[str]]:
+    """The table: name of a column -> a cell for every row that has a result; columns without a value are left out."""
+    rows = [r for r in results.rows if r.failed < r.items]
+    found = {
+        "computed steps": [f"{r.computed:.1f}" for r in rows],
+        "speed-up": [_speedup(r, results.items[r.method]) for r in rows],
+        "ideal": [f"{r.ideal:.2f}×" for r in rows],
+        "PSNR mean": [_metric(r, r.psnr, 2, "same") for r in rows],
+        "PSNR worst": [_metric(r, r.psnr_worst, 2, "same") for r in rows],
+        "SSIM mean": [_metric(r, r.ssim, 4) for r in rows],
+        "SSIM worst": [_metric(r, r.ssim_worst, 4) for r in rows],
+        "LPIPS mean": [_metric(r, r.lpips, 4) for r in rows],
+        "LPIPS worst": [_metric(r, r.lpips_worst, 4) for r in rows],
+        "skipped step": [NONE if r.reused_cost is None else f"{r.reused_cost:.1%}" for r in rows],
+        "cache": [NONE if r.cache_bytes is None else f"{r.cache_bytes / 2**20:.1f} MiB" for r in rows],
+        "items": [str(r.items - r.failed) for r in rows],
+    }
+    return {name: cells for name, cells in found.items() if set(cells) - {NONE}}
+
+
+def _metric(row: Row, value: float | None, digits: int, otherwise: str = NONE) -> str:
+    if row.method == REFERENCE:
+        return NONE
+    return otherwise if value is None else f"{value:.{digits}f}"
+
+
+def _speedup(row: Row, items: Sequence[Item]) -> str:
+    """Measured; one that no skipping explains is noise, and its spread over the items says how much."""
+    if round(row.speedup, 2) <= round(row.ideal, 2):
+        return f"{row.speedup:.2f}×"
+    found = [i.reference_seconds / i.loop_seconds for i in items]
+    return f"{row.speedup:.2f}×\nnoise:\n{min(found):.2f}–{max(found):.2f}×"

@@ -12,8 +12,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from stepcache.bench.report.charts import charts, named_methods
-from stepcache.bench.report.contents import Results, headline
+from stepcache.bench.report.charts import charts, key, named_methods
+from stepcache.bench.report.contents import Results, columns, headline
 from stepcache.bench.results import REFERENCE, Folder
 from stepcache.fleet.places import at_hand
 from stepcache.measure.drawing import Tips, as_svg, drawing
@@ -67,12 +67,13 @@ def page(results: Results, clips: dict[str, str]) -> str:
     )
     return environment.get_template("page.html").render(
         about=results.description,
-        rows=results.rows,
+        rows=[r.method for r in results.rows if r.failed < r.items],
         methods=results.methods,
+        columns=columns(results),
         reference=REFERENCE,
         headline=headline(results),
         charts=drawn(results),
-        numbers=named_methods(results).numbers,
+        keys=keys(results),
         labels=results.labels,
         failures=[r for r in results.rows if r.failed],
         style=(HERE / "style.css").read_text(encoding="utf-8"),
@@ -90,6 +91,16 @@ def drawn(results: Results) -> list[tuple[str, str, str]]:
             tips = Tips()
             found.append((chart.title, chart.text, as_svg(chart.draw(figure, tips), chart.name, chart.title, tips)))
     return found
+
+
+def keys(results: Results) -> dict[str, str]:
+    """Method -> its line and mark as SVG, for the table."""
+    named = named_methods(results)
+    with drawing() as figure:
+        return {
+            method: as_svg(key(figure, named.look(method)), f"key{n}", "line and mark", Tips(), "key")
+            for n, method in enumerate(named.labels)
+        }
 
 
 def player_data(results: Results, clips: dict[str, str]) -> dict[str, Any]:

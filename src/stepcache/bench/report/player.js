@@ -285,6 +285,12 @@ $("theme").addEventListener("click", () => {
   root.dataset.theme = dark ? "light" : "dark";
 });
 
+const scroll = document.querySelector(".scroll");
+const more = () =>
+  scroll.parentElement.classList.toggle("more", scroll.scrollLeft + scroll.clientWidth < scroll.scrollWidth - 1);
+scroll.addEventListener("scroll", more);
+new ResizeObserver(more).observe(scroll);
+
 document.querySelectorAll("#table thead th").forEach((head, column) => {
   head.querySelector("button").addEventListener("click", () => {
     const body = document.querySelector("#table tbody");
