@@ -279,6 +279,16 @@ def test_figures(page):
     assert "var(--" not in svg
 
 
+def test_nothing_to_compare(tmp_path):
+    """The uncached run alone, and a method that is identical to it, have no charts of what was not measured."""
+    folder = folder_with(tmp_path / "r", HOSTILE[:1], METHODS[:1])
+    assert main(["report", str(folder.root), "--no-figures"]) == 0
+    assert set(charts_of(folder.root / "report.html")) == {"steps"}
+    replace(folder.items()[0], method="uniform:8").save(folder.item("uniform:8", 0, 0))
+    assert main(["report", str(folder.root), "--no-figures"]) == 0
+    assert set(charts_of(folder.root / "report.html")) == {"ssim", "speedup", "errors", "steps"}
+
+
 def charts_of(page, kind="chart"):
     """Name -> the chart's element, parsed."""
     found = re.findall(rf'(<svg id="(\w+)" class="{kind}".*?</svg>)', page.read_text(), re.DOTALL)

@@ -116,38 +116,41 @@ def charts(results: Results) -> list[Chart]:
         ("ssim", "SSIM", "Structure", "SSIM to the uncached clip; higher is better."),
         ("lpips", "LPIPS", "Perceptual distance", "LPIPS to the uncached clip; lower is better."),
     ):
-        if metric == "psnr" or any(getattr(r, metric) is not None for r in rows):
+        if any(getattr(r, metric) is not None for r in rows):
             draw = partial(quality, rows=rows, named=named, metric=metric, unit=unit, steps=steps)
             found.append(Chart(metric, title, text, draw))
-    found.append(
-        Chart(
-            "speedup",
-            "Speed-up, measured against ideal",
-            "Time of the uncached denoising loop over the method's; on the line a skipped step costs nothing, above it "
-            "is noise.",
-            partial(speed, rows=rows, named=named, steps=steps),
+    if rows:
+        found.append(
+            Chart(
+                "speedup",
+                "Speed-up, measured against ideal",
+                "Time of the uncached denoising loop over the method's; on the line a skipped step costs nothing, "
+                "above it is noise.",
+                partial(speed, rows=rows, named=named, steps=steps),
+            )
         )
-    )
     errors = {r.method: curve for r in rows if len(curve := mean_errors(results.items[r.method]))}
+    shares = {r.method: mean_steps(results.items[r.method], steps) for r in results.rows if r.failed < r.items}
+    longest = max([steps, *map(len, errors.values()), *map(len, shares.values())])  # some samplers take more
     if errors:
         found.append(
             Chart(
                 "errors",
                 "Error along the trajectory",
                 "Distance of the latent from the uncached run's after every step, relative, mean over prompts.",
-                partial(curves, errors=errors, named=named, steps=steps),
+                partial(curves, errors=errors, named=named, steps=longest),
             )
         )
-    shares = {r.method: mean_steps(results.items[r.method], steps) for r in results.rows if r.failed < r.items}
-    found.append(
-        Chart(
-            "steps",
-            "Which steps are computed",
-            "One row a method, one cell a step: the stronger its colour, the more of the transformer was evaluated. "
-            "Fewer steps are wider ones.",
-            partial(timelines, shares=shares, named=named, steps=steps),
+    if shares:
+        found.append(
+            Chart(
+                "steps",
+                "Which steps are computed",
+                "One row a method, one cell a step: the stronger its colour, the more of the transformer was "
+                "evaluated. Fewer steps are wider ones.",
+                partial(timelines, shares=shares, named=named, steps=longest),
+            )
         )
-    )
     psnr = {r.method: [i.psnr for i in results.items[r.method] if i.psnr is not None] for r in rows}
     measured = {method: values for method, values in psnr.items() if values}
     if measured:
