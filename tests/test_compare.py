@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -128,12 +129,33 @@ def test_identical_clips(capsys):
     assert data["identical_pairs"] == 1
 
 
+def test_identical_is_said_only_of_all_that_is_stored(tmp_path, capsys):
+    """Two 10-bit files of equal first 8 bits."""
+    frames = noise()
+    for name in ("a.mkv", "b.mkv"):
+        with av.open(str(tmp_path / name), "w") as output:
+            stream = output.add_stream("ffv1", rate=8)
+            stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "gbrp10le"
+            for frame in frames:
+                output.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(format="gbrp10le")))
+            output.mux(stream.encode(None))
+    found = tmp_path / "found.json"
+    assert main([str(tmp_path / "a.mkv"), str(tmp_path / "b.mkv"), "--json", str(found)]) == 0
+    said = capsys.readouterr().out
+    assert "frames are identical to the original's in the 8 bits a channel that are read" in said
+    assert "it has 10 bits a channel, of which 8 are read" in said
+    assert json.loads(found.read_text())["pairs"][0]["identical"] is False
+
+
 def test_lossy_input_is_said_aloud(two_clips, capsys):
     run()
     assert "WARNING" not in capsys.readouterr().out
     write_clip("c.mp4", noise())
     assert main(["--original_video", "a.mkv", "--generated_video", "c.mp4", "--json", "out.json"]) == 0
-    assert "WARNING: Lossy input: c.mp4 (h264 yuv420p)." in capsys.readouterr().out
+    assert (
+        "WARNING: Lossy input: c.mp4 (h264 yuv420p): the codec's own error is in these numbers. Compare"
+        in capsys.readouterr().out
+    )
     assert "c.mp4" in json.loads(Path("out.json").read_text())["pairs"][0]["lossy"]
 
 

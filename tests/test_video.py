@@ -110,17 +110,40 @@ def test_mp4_pads_odd_sizes_and_does_not_rescale(tmp_path):
         ("libx264rgb", "rgb24", {"crf": "18"}, True),
         ("libx264rgb", "rgb24", {"qp": "10"}, True),
         ("libvpx-vp9", "gbrp", {"crf": "40", "b": "0"}, True),
+        ("libvpx-vp9", "gbrp", {"lossless": "1"}, False),
+        ("libvpx-vp9", "yuv444p", {"lossless": "1"}, True),
         ("libx264", "yuv444p", {"crf": "0"}, True),
+        ("qtrle", "rgb24", {}, False),
+        ("qtrle", "argb", {}, False),
+        ("png", "rgba", {}, False),
+        ("wrapped_avframe", "yuv444p", {}, True),  # .y4m
         ("ffv1", "bgr0", {}, False),
         ("ffv1", "yuv420p", {}, True),
     ],
 )
 def test_lossy_is_what_changed_the_pixels(tmp_path, codec, pixels, options, lossy):
     frames = noise()
-    encode(tmp_path / "clip.mkv", frames, codec, pixels, "matroska", **options)
-    clip = open_clip(tmp_path / "clip.mkv")
+    containers = {"qtrle": "mov", "png": "mov", "wrapped_avframe": "yuv4mpegpipe"}
+    encode(tmp_path / "clip", frames, codec, pixels, containers.get(codec, "matroska"), **options)
+    clip = open_clip(tmp_path / "clip")
     assert clip.lossy is lossy
     assert np.array_equal(clip.read(), frames) is not lossy
+
+
+def test_why_a_file_is_lossy(tmp_path):
+    frames = noise()
+    for codec, pixels, says in (
+        ("ffv1", "yuv420p", "colour is stored at less than full resolution"),
+        ("ffv1", "yuv444p", "RGB was rounded to YUV and back, which alone holds PSNR near 52 dB"),
+        ("ffv1", "gbrp10le", "it has 10 bits a channel, of which 8 are read"),
+        ("libx264", "yuv420p", "the codec's own error"),
+    ):
+        encode(tmp_path / "clip.mkv", frames, codec, pixels, "matroska")
+        clip = open_clip(tmp_path / "clip.mkv")
+        assert says in clip.loss
+    encode(tmp_path / "clip.mkv", frames, "ffv1", "yuv444p", "matroska")
+    error = (open_clip(tmp_path / "clip.mkv").read().astype(float) - frames) ** 2
+    assert 10 * np.log10(255**2 / error.mean()) == pytest.approx(52.1, abs=0.2)
 
 
 def test_frames_may_be_floats_tensors_or_images(tmp_path):

@@ -99,11 +99,12 @@ def notes(results: Sequence[ClipComparison], device: torch.device, lpips: LPIPS 
         lines.append(f"LPIPS n/a: {source}")
     for reason in sorted({result.lpips_note for result in results if lpips is not None and result.lpips_note}):
         lines.append(f"LPIPS n/a: {reason}")
+    deep = " in the 8 bits a channel that are read" if any(_equal_so_far(result) for result in results) else ""
     identical = sum(result.identical_frames for result in results)
     if identical:
         frames = sum(result.frames for result in results)
         outside = ", and not in the mean PSNR over frames" if protocol.name == "reference" else ""
-        lines.append(f"{identical} of {frames} frames are identical to the original's{outside}")
+        lines.append(f"{identical} of {frames} frames are identical to the original's{deep}{outside}")
     unbounded = sum(finite(result.psnr) is None for result in results)
     if unbounded and len(results) > 1:
         lines.append(f"pairs that are identical, and not in the mean PSNR over pairs: {unbounded} of {len(results)}")
@@ -165,6 +166,11 @@ def compare(pairs: Sequence[Pair], protocol: str, lpips: LPIPS | None, device: t
         compare_clips(pair.original, pair.generated, protocol=protocol, lpips=lpips, device=device, progress=True)
         for pair in bar
     ]
+
+
+def _equal_so_far(result: ClipComparison) -> bool:
+    """Whether nothing differs in what was read, and more is stored."""
+    return result.identical_frames == result.frames and not result.identical
 
 
 def _values(result: ClipComparison) -> dict[str, float | None]:

@@ -256,11 +256,11 @@ class ClipComparison:
     lpips_per_frame: tuple[float, ...] | None
     worst: WorstFrame
     identical: bool
-    """Every pixel of every frame is equal."""
+    """Every pixel of every frame is equal; never said of files with more than 8 bits a channel, of which 8 are read."""
     identical_frames: int
     """Frames that are equal; in the `reference` protocol they are not in the mean PSNR."""
     lossy: str | None
-    """A sentence that says which input is lossy, so that codec error is in the numbers; None when neither is."""
+    """A sentence that says which input is lossy, and why; None when neither is."""
     lpips_note: str
     """Why LPIPS was not computed; empty when it was."""
 
@@ -374,7 +374,7 @@ def _summarise(
         ssim_per_frame=tuple(similarities),
         lpips_per_frame=None if distances is None else tuple(distances),
         worst=WorstFrame(worst, per_frame[worst], similarities[worst], None if distances is None else distances[worst]),
-        identical=not any(errors),
+        identical=not any(errors) and max(a.depth, b.depth) <= 8,
         identical_frames=errors.count(0.0),
         lossy=_lossy_note(a, b),
         lpips_note=note,
@@ -428,11 +428,8 @@ def _clip_batches(a: Clip, b: Clip) -> Iterator[tuple[Frame, Frame]]:
 
 
 def _lossy_note(a: Clip, b: Clip) -> str | None:
-    lossy = {str(clip.path): clip.encoding for clip in (a, b) if clip.lossy}
+    lossy = {str(clip.path): f"({clip.encoding}): {clip.loss}" for clip in (a, b) if clip.lossy}
     if not lossy:
         return None
-    named = " and ".join(f"{path} ({encoding})" for path, encoding in lossy.items())
-    return (
-        f"Lossy input: {named}. The codec's own error is in these numbers, and yuv420p alone can hold PSNR near 30 dB; "
-        "compare .mkv (FFV1), .npy or PNG frames instead."
-    )
+    named = "; ".join(f"{path} {why}" for path, why in lossy.items())
+    return f"Lossy input: {named}. Compare .mkv (FFV1), .npy or PNG frames instead."

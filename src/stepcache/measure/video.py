@@ -33,6 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepcache.files import replacing
+from stepcache.measure.lossless import loss_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -63,9 +64,16 @@ class Clip:
     """Frames per second; None for PNG folders and arrays, which do not say."""
     encoding: str
     """How the pixels are stored, e.g. "h264 yuv420p", "png", "npy uint8"."""
-    lossy: bool
-    """True unless the frames are known to be bit for bit those that were written."""
+    loss: str | None
+    """Why the frames may not be those that were written; None if they are known to be, bit for bit."""
     _read: Callable[[], Iterator[Frame]] = field(repr=False, compare=False)
+    depth: int = 8
+    """Bits a channel in the file; of more than 8 the first 8 are read."""
+
+    @property
+    def lossy(self) -> bool:
+        """Whether the frames may differ from those that were written."""
+        return self.loss is not None
 
     def __iter__(self) -> Iterator[Frame]:
         number = -1
@@ -131,7 +139,7 @@ def array_clip(array: NDArray[Any], name: str | os.PathLike[str] = "array") -> C
         return (to_uint8(frame, f"{name}, frame {number}") for number, frame in enumerate(array))
 
     count, height, width, _ = array.shape
-    return Clip(Path(name), height, width, count, None, f"npy {array.dtype}", lossy=False, _read=read)
+    return Clip(Path(name), height, width, count, None, f"npy {array.dtype}", loss=None, _read=read)
 
 
 def to_uint8(frame: Any, name: str = "the frame") -> Frame:
@@ -171,7 +179,7 @@ def _open_pngs(path: Path, files: Sequence[Path]) -> Clip:
     if not files:
         raise ValueError(f"{path} is a folder without PNG frames; expected a clip.")
     height, width, _ = _read_png(files[0]).shape
-    return Clip(path, height, width, len(files), None, "png", lossy=False, _read=lambda: map(_read_png, files))
+    return Clip(path, height, width, len(files), None, "png", loss=None, _read=lambda: map(_read_png, files))
 
 
 def _read_png(path: Path) -> Frame:
@@ -223,7 +231,7 @@ def _open_container(path: Path) -> Clip:
                 break
         else:
             raise ValueError(f"{path} has a video stream without a frame; write it again.")
-        codec, pixels = stream.codec_context.name, first.format.name
+        codec, depth = stream.codec_context.name, max(part.bits for part in first.format.components)
         fps = float(stream.average_rate) if stream.average_rate else None
         height, width, _ = _upright(path, first).shape
         return Clip(
@@ -232,9 +240,10 @@ def _open_container(path: Path) -> Clip:
             width=width,
             frames=stream.frames or None,
             fps=fps,
-            encoding=f"{codec} {pixels}",
-            lossy=not _is_lossless(codec, pixels, start),
+            encoding=f"{codec} {first.format.name}",
+            loss=loss_of(codec, first.format, start),
             _read=lambda: _decode(path),
+            depth=depth,
         )
 
 
@@ -269,32 +278,6 @@ def _upright(path: Path, frame: Any) -> Frame:
     if any(part.is_alpha for part in frame.format.components) and frame.to_ndarray(format="rgba")[..., 3].min() < 255:
         raise ValueError(f"{path} has transparent pixels, which are not compared; put it on a background first.")
     return np.ascontiguousarray(np.rot90(picture, round(frame.rotation / 90)))
-
-
-def _is_lossless(codec: str, pixels: str, start: bytes) -> bool:
-    """True when codec and pixel format keep 8-bit RGB; `start` is the stream's first packet.
-
-    The pixel format counts as much as the codec: FFV1 keeps yuv420p perfectly, but the way there from RGB did not.
-    """
-    if pixels not in (
-        "rgb24",
-        "bgr24",
-        "gbrp",
-        "bgr0",
-        "rgb0",
-        "0rgb",
-        "0bgr",
-        "rgba",
-        "bgra",
-        "argb",
-        "abgr",
-        "gbrap",
-        "gray",
-    ):
-        return False
-    if codec == "h264":  # x264 leaves its settings in the first packet; crf 0 shows as constant quantiser 0
-        return re.search(rb"x264 .*\bqp=0\b", start, re.DOTALL) is not None
-    return codec in ("ffv1", "ffvhuff", "huffyuv", "utvideo", "magicyuv", "png", "rawvideo", "qtrle")
 
 
 @contextmanager
