@@ -83,7 +83,7 @@ def test_lpips_is_na_and_says_why(two_clips, capsys):
     run()
     out = capsys.readouterr().out
     assert "  n/a  " in out
-    assert "LPIPS n/a: no AlexNet weights: give https://" in out
+    assert "LPIPS n/a: AlexNet's weights could not be fetched (HF_HUB_OFFLINE is set): give https://" in out
 
 
 def test_lpips_with_a_backbone(two_clips, backbone, capsys):

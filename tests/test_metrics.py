@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import http.server
 import json
 import math
+import threading
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.metrics import structural_similarity
 
+from stepcache.measure import lpips as lpips_module
 from stepcache.measure import metrics
 from stepcache.measure.lpips import LPIPS, find_lpips, float32_convolutions
 from stepcache.measure.metrics import PROTOCOLS, compare_clips, mean_psnr, psnr, ssim
@@ -329,6 +334,51 @@ def test_no_backbone_is_none_and_why(hub):
     assert found is None
     assert "no AlexNet weights" in why
     assert "--lpips-backbone" in why
+
+
+@pytest.fixture
+def served(hub, tmp_path, monkeypatch):
+    """A server on this machine that has the checkpoint; yields its folder and the name of the file."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    torch.save(full_checkpoint(), folder / "whole.pth")
+    digest = hashlib.sha256((folder / "whole.pth").read_bytes()).hexdigest()[:8]
+    name = f"alexnet-owt-{digest}.pth"
+    (folder / "whole.pth").rename(folder / name)
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
+    monkeypatch.setattr(handler.func, "log_message", lambda *_: None)
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(lpips_module, "CHECKPOINT_URL", f"http://127.0.0.1:{server.server_port}/{name}")
+        yield folder, name
+        server.shutdown()
+
+
+def test_the_backbone_is_fetched_once_if_that_is_asked_for(hub, served, lpips, capsys):
+    assert find_lpips()[0] is None
+    found, source = find_lpips(fetch=True)
+    assert source == served[1]
+    said = capsys.readouterr().err
+    assert "fetching AlexNet's weights for LPIPS, once:" in said
+    assert "100%" in said
+    a, b = (pictures(x) for x in pair())
+    assert torch.equal(found(a, b), lpips(a, b))
+    (served[0] / served[1]).unlink()
+    assert find_lpips(fetch=True)[1] == served[1]
+    assert capsys.readouterr().err == ""
+
+
+def test_a_backbone_that_cannot_be_fetched(hub, served, monkeypatch):
+    """Another file than expected, no such file, offline: one sentence, and nothing is left behind."""
+    (served[0] / served[1]).write_bytes(b"another file")
+    assert "invalid hash value" in find_lpips(fetch=True)[1]
+    (served[0] / served[1]).unlink()
+    assert "404" in find_lpips(fetch=True)[1]
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    why = find_lpips(fetch=True)[1]
+    assert "(HF_HUB_OFFLINE is set): give http" in why
+    assert list(hub.iterdir()) == []
 
 
 def test_a_broken_hub_file_is_none_and_why(hub):

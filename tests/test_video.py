@@ -551,3 +551,47 @@ def test_damage_is_an_error_with_its_frame(tmp_path, place):
     (tmp_path / "a.mkv").write_bytes(data)
     with pytest.raises(ValueError, match=r"frame \d is damaged .*CRC mismatch"):
         open_clip(tmp_path / "a.mkv").read()
+
+
+@pytest.mark.parametrize(
+    "name", ["a:b", "100%d", "take #1", "two  words", "видео", "視頻", "a'b\"c", "$(id)", "-v", "[0-9]*", "a&b;c?d"]
+)
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4", ".npy", ".png", ""])
+def test_names_are_only_names(tmp_path, name, suffix, monkeypatch):
+    """Of files and folders alike: no protocol, no pattern, no option."""
+    monkeypatch.chdir(tmp_path)
+    frames = noise()[:1]
+    write_clip(name + suffix, frames)
+    assert [path.name for path in tmp_path.iterdir()] == [name + suffix]
+    found = open_clip(name + suffix).read()
+    assert found.shape == frames.shape
+    if suffix != ".mp4":
+        assert np.array_equal(found, frames)
+
+
+def test_cover_art_is_no_video(tmp_path):
+    """A file with a cover and a film gives the film; one with sound and a cover gives nothing."""
+    cover = np.zeros((1, 48, 48, 3), np.uint8)
+    for name, film in (("film.mp4", True), ("song.mp4", False)):
+        with av.open(str(tmp_path / name), "w") as output:
+            art = output.add_stream("png", rate=1)
+            art.height, art.width, art.pix_fmt = 48, 48, "rgb24"
+            art.disposition = av.stream.Disposition.attached_pic
+            sound = output.add_stream("aac", rate=8000)
+            sound.layout = "mono"
+            video = output.add_stream("libx264", rate=8) if film else None
+            if video is not None:
+                video.height, video.width, video.pix_fmt = 24, 32, "yuv420p"
+            output.mux(art.encode(av.VideoFrame.from_ndarray(cover[0], format="rgb24")))
+            output.mux(art.encode(None))
+            tone = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+            tone.sample_rate = 8000
+            output.mux(sound.encode(tone))
+            output.mux(sound.encode(None))
+            if video is not None:
+                for frame in noise():
+                    output.mux(video.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+                output.mux(video.encode(None))
+    assert open_clip(tmp_path / "film.mp4").read().shape == (5, 24, 32, 3)
+    with pytest.raises(ValueError, match="no video stream but cover art"):
+        open_clip(tmp_path / "song.mp4")

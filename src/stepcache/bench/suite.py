@@ -49,6 +49,7 @@ class Suite:
         device, dtype: of the model; None: `load_pipeline` chooses.
         lpips_backbone: file of AlexNet's weights; None: torch.hub's checkpoint folder.
         by_prompt: whether clips are named as VBench wants it.
+        fetch_lpips: whether those weights may be fetched.
     """
 
     model: str
@@ -62,6 +63,7 @@ class Suite:
     dtype: str | None = None
     lpips_backbone: str | None = None
     by_prompt: bool = False
+    fetch_lpips: bool = False
 
     def check(self, pipe: Any = None) -> None:
         """Let methods that do not fit the runs say so before anything is computed (ValueError), see `check_policy`."""
@@ -81,7 +83,7 @@ class Suite:
         Raises:
             ValueError, OSError, ImportError: model, method or device cannot be used; the sentence says which.
         """
-        lpips, lpips_note = find_lpips(self.lpips_backbone)
+        lpips, lpips_note = find_lpips(self.lpips_backbone, self.fetch_lpips)
         pipe = load_pipeline(self.model, self.device, self.dtype)
         pipe.set_progress_bar_config(disable=True)
         runner = Runner(

@@ -32,6 +32,7 @@ from stepcache.fleet.places import check_writable, is_remote, place
 from stepcache.fleet.shards import merge_folders, part, shard_from
 from stepcache.measure.device import find_device
 from stepcache.measure.generation import check_fps
+from stepcache.measure.lpips import SIZE
 from stepcache.measure.pipelines import model_defaults
 from stepcache.measure.prompts import clip_name, read_prompts, read_seeds
 
@@ -61,6 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--fps", type=float, help="of the clips (default: the model's, else 16)")
     add_device_flags(flags, needs=RUN)
     add("--lpips_backbone", metavar="FILE", help="AlexNet's weights (default: torch.hub's checkpoint folder)")
+    add("--lpips", action="store_true", default=False, help=f"fetch AlexNet's weights ({SIZE}) if they are missing")
     flags.add(
         "--shard",
         metavar="I/N",
@@ -125,6 +127,7 @@ def suite_from(args: argparse.Namespace) -> Suite:
         args.dtype,
         args.lpips_backbone,
         args.vbench,
+        args.lpips,
     )
 
 

@@ -17,17 +17,17 @@ from stepcache.commands.flags import Flags
 from stepcache.files import check_writable, write_atomically
 from stepcache.measure.compare import compare, find_pairs, notes, table, to_json
 from stepcache.measure.device import find_device
-from stepcache.measure.lpips import find_lpips
+from stepcache.measure.lpips import SIZE, find_lpips
 from stepcache.measure.metrics import PROTOCOLS
 
-LPIPS = "LPIPS (no --no-lpips)"
+LPIPS, FETCHED = "LPIPS (no --no-lpips)", "LPIPS without --lpips-backbone"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `stepcache compare`."""
     parser.description = __doc__
     clips = "a clip, or a folder of clips"
-    flags = Flags(parser, lambda args: () if args.no_lpips else (LPIPS,))
+    flags = Flags(parser, _modes)
     flags.add("clips", nargs="*", type=Path, metavar="A B", help=f"{clips}: the reference, and what is judged")
     flags.add("--original-video", type=Path, metavar="A", help="the same by name: the reference")
     flags.add("--generated-video", type=Path, metavar="B", help="what is judged; in a folder, under the same names")
@@ -42,6 +42,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="AlexNet's weights: torchvision's .pth, or .safetensors (default: torch.hub's checkpoint folder)",
     )
     flags.add("--no-lpips", action="store_true", default=False, help="leave LPIPS out")
+    flags.add(
+        "--offline",
+        action="store_true",
+        default=False,
+        needs=FETCHED,
+        help=f"fetch nothing: where AlexNet's weights ({SIZE}) are missing, leave LPIPS out",
+    )
+
+
+def _modes(args: argparse.Namespace) -> tuple[str, ...]:
+    if args.no_lpips:
+        return ()
+    return (LPIPS,) if args.lpips_backbone else (LPIPS, FETCHED)
 
 
 def two_of(args: argparse.Namespace) -> tuple[Path, Path]:
@@ -61,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
         check_writable(args.json)
     device = find_device(args.device)
     pairs = find_pairs(*two_of(args))
-    lpips, source = (None, "--no-lpips") if args.no_lpips else find_lpips(args.lpips_backbone)
+    lpips, source = (None, "--no-lpips") if args.no_lpips else find_lpips(args.lpips_backbone, fetch=not args.offline)
     results = compare(pairs, args.protocol, lpips, device)
     print("\n".join(table(pairs, results) + notes(results, device, lpips, source)))
     if args.json is not None:

@@ -4,7 +4,7 @@ The distance of two pictures is, over the five ReLU outputs of an AlexNet traine
 the channel-normalised features, weighted per channel and averaged over positions (Zhang, Isola, Efros, Shechtman and
 Wang, CVPR 2018, arXiv 1801.03924). The 1,152 channel weights come with this package (`data/lpips_alex.json`, from
 `lpips` 0.1.4, BSD-2). AlexNet itself (9.9 MB of it is used) no package ships: it is read from a file the user names, or
-from the folder in which torch.hub and torchvision keep what they have downloaded. Nothing is ever downloaded here.
+from the folder in which torch.hub and torchvision keep what they have downloaded, and fetched to it on request.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ import importlib.resources
 import json
 import os
 import pickle
+import socket
 import struct
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,6 +45,15 @@ UNREADABLE = (
 
 
 CHECKPOINT_URL = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
+"""Torchvision's; the name ends with the first digits of its SHA-256."""
+
+
+SIZE, PATIENCE = "233 MiB", 15.0
+"""Of the checkpoint; seconds after which a silent server is given up."""
+
+
+OFFLINE = "HF_HUB_OFFLINE"
+"""With this variable set to 1, as for models of the hub, nothing is fetched."""
 
 
 _MEAN, _STD = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # of inputs in [-1, 1], as LPIPS was trained
@@ -129,7 +140,7 @@ class LPIPS(nn.Module):
             yield x
 
 
-def find_lpips(backbone: str | os.PathLike[str] | None = None) -> tuple[LPIPS | None, str]:
+def find_lpips(backbone: str | os.PathLike[str] | None = None, fetch: bool = False) -> tuple[LPIPS | None, str]:
     """LPIPS with the first AlexNet there is: the named file, else torch.hub's folder of downloaded checkpoints.
 
     That folder is also where torchvision keeps its weights, so there is nothing to gain from importing torchvision.
@@ -137,6 +148,7 @@ def find_lpips(backbone: str | os.PathLike[str] | None = None) -> tuple[LPIPS | 
     Args:
         backbone: a file with AlexNet's state dict, whole or only its `features`: a torch file (read without
             unpickling objects) or `.safetensors`.
+        fetch: whether to fetch torchvision's checkpoint into that folder where there is none, with a progress bar.
 
     Returns:
         The network and the name of the file its weights are from, or None and why there is none.
@@ -150,12 +162,32 @@ def find_lpips(backbone: str | os.PathLike[str] | None = None) -> tuple[LPIPS | 
         return _from_file(Path(backbone)), Path(backbone).name
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     why = f"no AlexNet weights: give {CHECKPOINT_URL} as --lpips-backbone FILE, or put it into {folder}"
+    if fetch and not any(folder.glob("alexnet-*.pth")):
+        try:
+            _fetch(folder)
+        except (OSError, RuntimeError) as error:  # no network, a full disc; another hash
+            why = why.replace("no AlexNet weights", f"AlexNet's weights could not be fetched ({error})")
     for file in sorted(folder.glob("alexnet-*.pth")):
         try:
             return _from_file(file), file.name
         except ValueError as error:
             why = str(error)
     return None, why
+
+
+def _fetch(folder: Path) -> None:
+    """Torchvision's AlexNet into torch.hub's folder: whole, and of the expected SHA-256, or not at all."""
+    if os.environ.get(OFFLINE, "0").lower() not in ("", "0", "false", "no", "off"):
+        raise OSError(f"{OFFLINE} is set")
+    name = CHECKPOINT_URL.rsplit("/", 1)[1]
+    print(f"fetching AlexNet's weights for LPIPS, once: {CHECKPOINT_URL} ({SIZE}) into {folder}", file=sys.stderr)
+    folder.mkdir(parents=True, exist_ok=True)
+    patience = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(PATIENCE)
+    try:
+        torch.hub.download_url_to_file(CHECKPOINT_URL, str(folder / name), name.split("-")[-1].split(".")[0])
+    finally:
+        socket.setdefaulttimeout(patience)
 
 
 @contextmanager

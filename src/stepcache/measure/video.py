@@ -222,7 +222,7 @@ def _open_npy(path: Path) -> Clip:
 
 def _open_container(path: Path) -> Clip:
     with _decoding(path) as container:
-        stream = _pictures(container)
+        stream = _pictures(path, container)
         start, first = b"", None
         for packet in container.demux(stream):
             start = start or bytes(packet)
@@ -252,7 +252,7 @@ def _decode(path: Path) -> Iterator[Frame]:
     logging = _need("av.logging", "reading video files needs PyAV")
     level = logging.get_level()
     with _decoding(path) as container, logging.Capture(local=False) as said:
-        stream = _pictures(container)
+        stream = _pictures(path, container)
         logging.set_level(logging.ERROR)
         try:
             for number, frame in enumerate(container.decode(stream)):
@@ -263,11 +263,13 @@ def _decode(path: Path) -> Iterator[Frame]:
             logging.set_level(level)
 
 
-def _pictures(container: Any) -> Any:
-    """The first video stream that is no cover art."""
+def _pictures(path: Path, container: Any) -> Any:
+    """The first video stream that is no cover art; ValueError if there is nothing else."""
     covers = _need("av.stream", "reading video files needs PyAV").Disposition.attached_pic
-    streams = container.streams.video
-    return next((stream for stream in streams if not stream.disposition & covers), streams[0])
+    stream = next((stream for stream in container.streams.video if not stream.disposition & covers), None)
+    if stream is None:
+        raise ValueError(f"{path} has no video stream but cover art; expected a video.")
+    return stream
 
 
 def _upright(path: Path, frame: Any) -> Frame:
