@@ -16,9 +16,10 @@ from stepcache.bench import methods as specs
 from stepcache.bench.labels import Label, label, labels
 from stepcache.bench.meter import Meter, run_once
 from stepcache.bench.methods import Contender, Search, parse, parse_one, policy_of, read
-from stepcache.bench.results import Folder, Item, row, slug, table
+from stepcache.bench.results import Folder, Item, as_text, row, slug, table
+from stepcache.bench.suite import Suite, duration
 from stepcache.commands.main import main
-from stepcache.fleet.places import place
+from stepcache.fleet.places import alone, place
 from stepcache.fleet.shards import part, shard_from
 from stepcache.hindsight.method import Hindsight
 from stepcache.measure.generation import Request
@@ -33,6 +34,11 @@ def bench(model, folder, policies, *flags, out="results"):
     (folder / "prompts.txt").write_text(PROMPTS)
     arguments = ["bench", "--model", model, "--prompts", str(folder / "prompts.txt"), "--policies", policies]
     return main([*arguments, "--steps", str(STEPS), "--out", str(folder / out), *map(str, flags)])
+
+
+def suite_of(model, folder, policies):
+    request = Request("", steps=STEPS)
+    return Suite(model, folder, request, PROMPTS.split("\n")[:2], [0], parse(policies))
 
 
 @pytest.fixture(scope="module")
@@ -120,11 +126,11 @@ def test_every_method_is_in_the_help(name):
 
 def test_labels_say_where_a_schedule_comes_from(tmp_path):
     """Equal spacing, a paper or a calibration; keys stay as written."""
-    assert label("hindsight:25") == Label("hindsight:25", "hindsight")
+    assert label("hindsight:25") == Label("hindsight:25, by noise level", "hindsight, by noise level")
     assert label("lemica:25,table=x").row == "lemica:25,table=x, published list"
     assert label("lemica:25,table=x").curve == label("lemica:20,table=x").curve == "lemica, published list, table=x"
     assert label("easycache:0.05,ret_steps=5") == Label("easycache:0.05,ret_steps=5", "easycache, ret_steps=5")
-    assert label("steps:25").curve == "steps"
+    assert label("steps:25").curve == "steps, fewer steps"
     PlanFile(Plan(8, (0, 3, 7)), "hindsight").save(tmp_path / "a.json")
     (planned,) = parse(f"plan:{tmp_path}/a.json")
     assert planned.name == f"plan:{tmp_path}/a.json"
@@ -190,6 +196,40 @@ def test_the_meter_counts_below_every_peer(model):
 def test_a_transformer_without_blocks_is_refused():
     with pytest.raises(ValueError, match="no list of blocks"):
         Meter(SimpleNamespace(components={"transformer": torch.nn.Linear(2, 2)}))
+
+
+def test_two_runs_do_not_write_into_one_folder(model, tmp_path, capsys):
+    with alone(tmp_path / "results"):
+        assert bench(model, tmp_path, "uniform:4") == 2
+    assert "another run is writing to" in capsys.readouterr().err
+    assert list((tmp_path / "results").iterdir()) == []
+    with alone(tmp_path / "calibration.json", folder=False):
+        asked = ["--model", model, "--prompts", str(tmp_path / "prompts.txt"), "--steps", str(STEPS)]
+        assert main(["calibrate", *asked, "--out", str(tmp_path / "calibration.json")]) == 2
+    assert "another run is writing to" in capsys.readouterr().err
+    with alone(tmp_path / "results"), alone(tmp_path / "others"):
+        pass
+
+
+def test_what_it_will_cost_is_said_before(model, tmp_path):
+    suite = suite_of(model, tmp_path, "uniform:4 easycache:@7,ret_steps=3")
+    said = suite.cost(2.0, pairs=2)
+    assert said == (
+        "6 runs to do (2 prompts and seeds, uncached and with 2 methods), and before them 20 to search thresholds "
+        "(easycache:@7,ret_steps=3); an uncached run takes about 2.0 s, all of them at most 52 s"
+    )
+    assert suite.cost(90.0, 2, there=2, searched=["easycache:@7,ret_steps=3"]).startswith("4 runs to do (2 prompts")
+    assert [duration(s) for s in (0.04, 12.3, 200, 7500)] == ["0.0 s", "12 s", "3 min", "2 h 5 min"]
+
+
+def test_a_speed_up_above_the_ideal_is_noise():
+    item = Item("uniform:4", 0, "a", 0, computed=4.0, loop_seconds=1.0, reference_seconds=2.5, ssim=1.0)
+    found = row("uniform:4", [item, replace(item, reference_seconds=1.5), replace(item, reference_seconds=2.6)], 8)
+    assert (found.noise, found.speedup, found.speedup_low, found.speedup_high) == (True, 2.5, 1.5, 2.6)
+    text = as_text([found], {})
+    assert "2.50x*" in text
+    assert text.endswith("* above the ideal: noise of timing; over the items uniform:4, even 1.50x to 2.60x")
+    assert "*" not in as_text([row("uniform:4", [replace(item, reference_seconds=1.9)], 8)], {})
 
 
 # --------------------------------------------------------------------------------------------------------- items

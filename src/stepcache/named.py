@@ -142,7 +142,7 @@ _OURS: dict[str, Callable[[str], Any]] = {"boundary": _boundary}
 
 KINDS: dict[str, Kind] = {
     "uncached": Kind("", str, Off),
-    "hindsight": Kind("budget", budget, Hindsight),
+    "hindsight": Kind("budget", budget, Hindsight, schedule="by noise level"),
     "lemica": Kind(
         "budget",
         int,

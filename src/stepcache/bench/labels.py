@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 from stepcache.bench.methods import KINDS
 
+FEWER = "fewer steps"
+"""What a run of the sampler alone, in fewer steps, is called: a plan, or a cache, would be another thing."""
+
 
 @dataclass(frozen=True)
 class Label:
@@ -33,7 +36,7 @@ def label(method: str, schedule: str | None = None) -> Label:
     head, *options = shown.split(",")
     name = head.partition(":")[0]
     if schedule is None:
-        schedule = KINDS[name].schedule if name in KINDS else ""
+        schedule = FEWER if name == "steps" else KINDS[name].schedule if name in KINDS else ""
     said = [schedule] if schedule else []
     curve = said if name == "plan" and said else [name, *said, *options]
     return Label(", ".join([shown, *said]), ", ".join(curve))

@@ -149,7 +149,7 @@ def slug(method: str) -> str:
 
 @dataclass(frozen=True)
 class Row:
-    """One method over all its items; None where nothing was measured."""
+    """One method over all its items; None where nothing was measured. Speed-ups: the median, lowest and highest."""
 
     method: str
     items: int
@@ -166,6 +166,13 @@ class Row:
     reused_cost: float | None
     cache_bytes: int | None
     peak_bytes: int | None
+    speedup_low: float = 0.0
+    speedup_high: float = 0.0
+
+    @property
+    def noise(self) -> bool:
+        """Whether the speed-up is above the ideal, which no skipping explains."""
+        return round(self.speedup, 2) > round(self.ideal, 2)
 
 
 def table(folder: Folder) -> list[Row]:
@@ -192,12 +199,13 @@ def row(method: str, items: list[Item], steps: int) -> Row:
         if item.seconds_per_computed_step and item.seconds_per_reused_step is not None
     ]
     computed = float(np.mean([item.computed for item in good]))
+    speedups = [item.reference_seconds / item.loop_seconds for item in good]
     return Row(
         method,
         items=len(items),
         failed=len(items) - len(good),
         computed=computed,
-        speedup=float(np.median([item.reference_seconds / item.loop_seconds for item in good])),
+        speedup=float(np.median(speedups)),
         ideal=steps / computed,
         psnr=finite(mean_psnr(psnr)),
         psnr_worst=finite(min(psnr)),
@@ -208,6 +216,8 @@ def row(method: str, items: list[Item], steps: int) -> Row:
         reused_cost=float(np.median(costs)) if costs else None,
         cache_bytes=max((item.cache_bytes for item in good if item.cache_bytes is not None), default=None),
         peak_bytes=max((item.peak_bytes for item in good if item.peak_bytes is not None), default=None),
+        speedup_low=min(speedups),
+        speedup_high=max(speedups),
     )
 
 
@@ -246,7 +256,7 @@ def as_text(rows: list[Row], schedules: Mapping[str, str]) -> str:
         cells = [
             f"{r.items - r.failed:>5}",
             f"{r.computed:>8.1f}",
-            f"{r.speedup:>7.2f}x",
+            f"{r.speedup:>6.2f}x{'*' if r.noise else ' '}",
             f"{r.ideal:>5.2f}x",
             f"{'-' if own else _cell(r.psnr, 2, 'same'):>8}",
             f"{'-' if own else _cell(r.psnr_worst, 2, 'same'):>6}",
@@ -258,6 +268,8 @@ def as_text(rows: list[Row], schedules: Mapping[str, str]) -> str:
         ]
         failed = f"  ({r.failed} failed)" if r.failed else ""
         lines.append(f"{names[r.method]:<{width}}  " + "  ".join(cells) + failed)
+    if noisy := [f"{names[r.method]} {r.speedup_low:.2f}x to {r.speedup_high:.2f}x" for r in rows if r.noise]:
+        lines.append(f"* above the ideal: noise of timing; over the items {'; '.join(noisy)}")
     return "\n".join(lines)
 
 

@@ -187,10 +187,19 @@ class Runner:
 
         return min(search.trials(count, SEARCH_TRIALS))[1]
 
-    def warm_up(self) -> None:
-        """Two steps, not measured: allocators, kernels, caches of the file system."""
-        short = replace(self.request, steps=min(2, self.request.steps), prompt=self.prompts[0], seed=self.seed)
+    def warm_up(self) -> float:
+        """Two steps, not measured: allocators, kernels, caches of the file system. Then two that are.
+
+        Returns:
+            seconds an uncached run will take, about.
+        """
+        steps = min(2, self.request.steps)
+        short = replace(self.request, steps=steps, prompt=self.prompts[0], seed=self.seed)
         run_once(self.pipe, short, UNCACHED)
+        began = time.perf_counter()
+        result = run_once(self.pipe, short, UNCACHED)
+        seconds = time.perf_counter() - began
+        return seconds + result.loop_seconds * (self.request.steps / steps - 1)
 
     def about(self, lpips_note: str) -> dict[str, Any]:
         """Where and with what it runs."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from stepcache.bench.methods import Contender, Search
 from stepcache.bench.results import REFERENCE, Folder, Item
-from stepcache.bench.runs import Runner
+from stepcache.bench.runs import SEARCH_PROMPTS, SEARCH_TRIALS, Runner
 from stepcache.fleet import cluster
 from stepcache.fleet.jobs import Alone, Job, Jobs, Outcome, Pair, Settle
 from stepcache.fleet.places import is_there
@@ -33,6 +33,14 @@ class Crew(Protocol):
 
     def run(self, jobs: Jobs, settle: Settle) -> None:
         """Do them all, and tell `settle` of each."""
+
+
+def duration(seconds: float) -> str:
+    """Such as "0.4 s", "12 s", "3 min", "2 h 5 min"."""
+    if seconds < 100:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
 @dataclass(frozen=True)
@@ -99,8 +107,7 @@ class Suite:
             shared,
         )
         self.check(pipe)
-        runner.warm_up()
-        return runner, {"fps": self.fps, **runner.about(lpips_note)}
+        return runner, {"fps": self.fps, "seconds_a_run": runner.warm_up(), **runner.about(lpips_note)}
 
     @contextmanager
     def crew(self, resources: cluster.Resources | None) -> Iterator[tuple[Crew, dict[str, Any]]]:
@@ -111,6 +118,24 @@ class Suite:
             return
         with cluster.fleet(functools.partial(self.runner, shared=True), resources, self.root) as (fleet, about):
             yield fleet, about
+
+    def cost(self, seconds: float, pairs: int, there: int = 0, searched: Collection[str] = ()) -> str:
+        """What is about to be run, in a sentence or two: runs, searches, and the most it can take.
+
+        Args:
+            seconds: of an uncached run.
+            pairs: prompts and seeds.
+            there: runs whose result is there already.
+            searched: methods whose threshold is known already.
+        """
+        searches = [c.name for c in self.contenders if isinstance(c, Search) and c.name not in searched]
+        trials = SEARCH_TRIALS * min(SEARCH_PROMPTS, len(self.prompts)) * len(searches)
+        runs = pairs * (1 + len({c.name for c in self.contenders})) - there
+        text = f"{runs} runs to do ({pairs} prompts and seeds, uncached and with {len(self.contenders)} methods)"
+        if searches:
+            text += f", and before them {trials} to search thresholds ({', '.join(searches)})"
+        most = duration(seconds * (runs + trials))
+        return f"{text}; an uncached run takes about {duration(seconds)}, all of them at most {most}"
 
     @property
     def schedules(self) -> dict[str, str]:

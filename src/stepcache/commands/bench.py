@@ -28,7 +28,7 @@ from stepcache.commands.flags import (
 )
 from stepcache.fleet.cluster import Resources
 from stepcache.fleet.jobs import Pair
-from stepcache.fleet.places import check_writable, is_remote, place
+from stepcache.fleet.places import alone, check_writable, is_remote, place
 from stepcache.fleet.shards import merge_folders, part, shard_from
 from stepcache.measure.device import find_device
 from stepcache.measure.generation import check_fps
@@ -101,7 +101,8 @@ def run(args: argparse.Namespace) -> int:
     if not pairs:
         print(f"shard {shard[0]} of {shard[1]} has none of the {len(everything)} prompts and seeds.")
         return 0
-    return _directed(suite, resources, description, pairs, args)
+    with alone(folder.root):
+        return _directed(suite, resources, description, pairs, args)
 
 
 def suite_from(args: argparse.Namespace) -> Suite:
@@ -148,6 +149,8 @@ def _directed(
         known = {k: v for k, v in description.items() if k in ("searched", "ceiling")}
         bench = Bench(folder, suite.contenders, {**description, **about, **known}, shared=shared)
         folder.write(bench.description)
+        there = sum(not item.error for item in folder.items())
+        print(suite.cost(about["seconds_a_run"], len(pairs), there, bench.description["searched"]))
         try:
             bench.run(crew, pairs, args.max_retries)
         except KeyboardInterrupt:

@@ -33,6 +33,7 @@ from stepcache.commands.flags import (
 from stepcache.files import check_writable
 from stepcache.fleet import cluster
 from stepcache.fleet.jobs import Job, Jobs, Outcome
+from stepcache.fleet.places import alone
 from stepcache.hosts.diffusers import model_name
 from stepcache.measure.generation import Request, sample_both, sample_latent, shows_latents
 from stepcache.measure.pipelines import Inputs, inputs_of, load_pipeline, model_inputs
@@ -71,8 +72,14 @@ def _modes(args: argparse.Namespace) -> set[str]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Merge, or check everything that can be checked, load, record, save."""
+    """Merge or record, with the file to ourselves."""
     check_writable(args.out)
+    with alone(Path(args.out), folder=False):
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
+    """Merge, or check everything that can be checked, load, record, save."""
     if args.merge:
         first, *others = [Calibration.load(path) for path in args.merge]
         merged = first.merged(*others)

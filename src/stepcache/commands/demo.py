@@ -26,6 +26,7 @@ from stepcache.core.strategy import Policy
 from stepcache.core.summary import RunSummary
 from stepcache.core.trajectory import Trajectory
 from stepcache.files import check_writable, read_text, write_atomically
+from stepcache.fleet.places import alone
 from stepcache.measure.generation import Request, check_policy, generate
 from stepcache.measure.metrics import mean_psnr, psnr, ssim
 from stepcache.measure.pipelines import Inputs, load_pipeline, model_defaults, model_inputs
@@ -140,6 +141,11 @@ def run(args: argparse.Namespace) -> int:
         )
     out = Path(args.out)
     check_writable(out, folder=True)
+    with alone(out):
+        return _run(args, out)
+
+
+def _run(args: argparse.Namespace, out: Path) -> int:
     requests = requests_of(args)
     methods = read_list(args.policies) if args.policies is not None else usual_methods(Path(args.model), args.steps)
     wanted = shown(methods)

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from stepcache.commands.flags import Flags, add_device_flags, add_size_flags, request_from
 from stepcache.core.trajectory import BOUNDARIES
 from stepcache.files import check_writable, read_text
+from stepcache.fleet.places import alone
 from stepcache.hosts.diffusers import accelerate, model_name
 from stepcache.measure.device import find_device
 from stepcache.measure.generation import Request, sample_latent
@@ -152,9 +153,14 @@ def _modes(args: argparse.Namespace) -> set[str]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Read, plan, say what is expected, save."""
+    """Read, plan, say what is expected, save; with the file to ourselves."""
     check_flags(args)
     check_writable(args.out)
+    with alone(Path(args.out), folder=False):
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
     if is_ratios(args.calibration):
         return run_on_ratios(args)
     calibration = Calibration.load(args.calibration)

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from stepcache import files
 from stepcache.files import replacing, write_atomically
 
@@ -103,6 +105,36 @@ def files_below(folder: Path, pattern: str) -> list[Path]:
 def below(path: Path, root: Path) -> str:
     """The part of a path under `root`, with slashes."""
     return "/".join(path.parts[len(root.parts) :])
+
+
+@contextmanager
+def alone(path: Path, folder: bool = True) -> Iterator[None]:
+    """Keep other processes from writing into a folder, or a file, while the context lasts; not at addresses.
+
+    The system releases the lock when a process dies, however it does.
+
+    Raises:
+        BlockingIOError: another process has it.
+    """
+    if is_remote(path):
+        yield
+        return
+    lock = FileLock(path / ".lock" if folder else path.with_name(f".{path.name}.lock"))
+    Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise BlockingIOError(
+            f"another run is writing to {str(path)!r}; wait until it has ended, or choose another place."
+        ) from None
+    except NotImplementedError:  # a file system without locks
+        yield
+        return
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
 
 
 def check_writable(folder: Path) -> None:

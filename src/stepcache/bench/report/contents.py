@@ -11,10 +11,6 @@ import numpy as np
 from stepcache.bench.labels import Label, labels
 from stepcache.bench.results import REFERENCE, Folder, Item, Row, table
 
-SCHEDULES = {"hindsight": "by noise level", "steps": "fewer steps"}
-"""Kind of a method -> its schedule, where the benchmark does not say it: a plan, or a cache, would be another thing."""
-
-
 NONE = "–"
 
 
@@ -34,9 +30,7 @@ class Results:
     @property
     def labels(self) -> dict[str, Label]:
         """Method -> what it is called here."""
-        methods = [r.method for r in self.rows]
-        known = {m: SCHEDULES[kind] for m in methods if (kind := m.partition(":")[0]) in SCHEDULES}
-        return labels(methods, known | self.description.get("schedules", {}))
+        return labels([r.method for r in self.rows], self.description.get("schedules", {}))
 
 
 def read(folder: Folder) -> Results:
@@ -111,7 +105,6 @@ def _metric(row: Row, value: float | None, digits: int, otherwise: str = NONE) -
 
 def _speedup(row: Row, items: Sequence[Item]) -> str:
     """Measured; one that no skipping explains is noise, and its spread over the items says how much."""
-    if round(row.speedup, 2) <= round(row.ideal, 2):
+    if not row.noise:
         return f"{row.speedup:.2f}×"
-    found = [i.reference_seconds / i.loop_seconds for i in items]
-    return f"{row.speedup:.2f}×\nnoise:\n{min(found):.2f}–{max(found):.2f}×"
+    return f"{row.speedup:.2f}×\nnoise:\n{row.speedup_low:.2f}–{row.speedup_high:.2f}×"
