@@ -39,6 +39,7 @@ class Flags:
         self._defaults: dict[str, Any] = {}
         self._names: dict[str, str] = {}
         self._needs: dict[str, tuple[str, ...]] = {}
+        self._wanted: list[str] = []
         parser.set_defaults(flags=self)
 
     def add(
@@ -54,6 +55,14 @@ class Flags:
             **options: argparse's.
         """
         name = name.replace("_", "-") if name.startswith("-") else name
+        said = options.get("help", "")
+        if default not in (None, False, "") and "default" not in said and not said.endswith(")"):
+            options["help"] = f"{said} ({default})".lstrip()
+        if options.get("required") or not name.startswith("-"):
+            self._wanted.append(
+                f"{name} {options.get('metavar', '')}".strip() if name[0] == "-" else _shown(name, options)
+            )
+            self._parser.usage = f"{self._parser.prog} {' '.join(self._wanted)} [flags]"
         action = (group or self._parser).add_argument(name, default=argparse.SUPPRESS, **options)
         self._defaults[action.dest], self._names[action.dest] = default, name
         self._needs[action.dest] = (needs,) if isinstance(needs, str) else tuple(needs)
@@ -82,6 +91,12 @@ class Flags:
         return args
 
 
+def _shown(name: str, options: dict[str, Any]) -> str:
+    """A positional argument in the usage line."""
+    shown = str(options.get("metavar", name.upper()))
+    return f"[{shown}]" if options.get("nargs") == "?" else shown
+
+
 class _Gone(argparse.Action):
     """Ends the parser with how a flag of an earlier version is written now."""
 
@@ -95,23 +110,42 @@ class _Gone(argparse.Action):
 
 def add_request_flags(flags: Flags, **options: Any) -> None:
     """What all uncached runs have in common: `request_from` reads it."""
-    flags.add("--negative_prompt", default="", **options)
-    flags.add("--steps", type=int, help="steps of the denoising loop (default: the model's, else 50)", **options)
-    flags.add("--guidance", type=float, help="guidance scale; 1 is off (default: the model's)", **options)
-    add_size_flags(flags, "default: the model's", **options)
+    group = flags.group("sampling")
+    flags.add(
+        "--negative_prompt", default="", metavar="TEXT", group=group, help="what to keep away from (none)", **options
+    )
+    flags.add(
+        "--steps",
+        type=int,
+        metavar="N",
+        group=group,
+        help="steps of the denoising loop (default: the model's, else 50)",
+        **options,
+    )
+    flags.add(
+        "--guidance",
+        type=float,
+        metavar="SCALE",
+        group=group,
+        help="guidance scale; 1 is off (default: the model's)",
+        **options,
+    )
+    add_size_flags(flags, "default: the model's", group=group, **options)
 
 
 def add_size_flags(flags: Flags, help_text: str, **options: Any) -> None:
     """Height and width in pixels, and frames."""
     for name in SIZES:
-        flags.add(f"--{name}", type=int, help=help_text, **options)
+        kind = "of a clip" if name == "num_frames" else "in pixels"
+        flags.add(f"--{name}", type=int, metavar="N", help=f"{kind} ({help_text})", **options)
 
 
-def add_device_flags(flags: Flags, **options: Any) -> None:
+def add_device_flags(flags: Flags, group: Any = None, **options: Any) -> None:
     """Where and in which precision the model runs."""
     precisions = ("float32", "bfloat16", "float16")
-    flags.add("--device", help="default: cuda if there is one, else cpu", **options)
-    flags.add("--dtype", choices=precisions, help="default: bfloat16 on cuda, float32 on cpu", **options)
+    group = group or flags.group("where it runs")
+    flags.add("--device", metavar="DEV", group=group, help="default: cuda if there is one, else cpu", **options)
+    flags.add("--dtype", choices=precisions, group=group, help="default: bfloat16 on cuda, float32 on cpu", **options)
 
 
 def request_from(args: argparse.Namespace, prompt: str | None = None, seed: int = 0, image: bool = False) -> Request:

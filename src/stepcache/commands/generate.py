@@ -67,9 +67,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "methods:\n" + help_text(bench=False)
     flags = Flags(parser, _modes)
     flags.add("--model", required=True, metavar="DIR_OR_ID", help="folder or hub id of a diffusers pipeline")
-    flags.add("--prompt", required=True)
+    flags.add("--prompt", required=True, metavar="TEXT", help="what is to be seen")
     flags.add("--image", metavar="FILE", help="picture to begin with, for pipelines that take one")
-    flags.add("--seed", type=int, default=0)
+    flags.add("--seed", type=int, default=0, metavar="N", help="of the noise")
     add_request_flags(flags)
     flags.add(
         "--output",
@@ -78,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=".mp4 for viewing, .mkv or .npy lossless, .png for a picture; FILE's .json beside it",
     )
     flags.add("--lossless", action="store_true", default=False, needs=LOSSY, help="also write an .mkv beside the .mp4")
-    flags.add("--fps", type=float, needs=WITH_RATE, help="default: the model's, else 16")
+    flags.add("--fps", type=float, metavar="N", needs=WITH_RATE, help="default: the model's, else 16")
     add_device_flags(flags)
     _add_policy_flags(flags)
     _add_rank_flags(flags)
@@ -97,7 +97,7 @@ def _add_policy_flags(flags: Flags) -> None:
         group=group,
         help="short for resample=1: also for other budgets and step counts than the plan or the table is for",
     )
-    flags.add("--cache_device", group=group, help="where cached tensors live between steps, e.g. cpu")
+    flags.add("--cache_device", metavar="DEV", group=group, help="where cached tensors live between steps, e.g. cpu")
     flags.add_gone(GONE)
 
 

@@ -70,7 +70,9 @@ def build_parser(chosen: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"stepcache {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     for name, text in COMMANDS.items():
-        subparser = commands.add_parser(name, help=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+        subparser = commands.add_parser(
+            name, help=text, usage=f"stepcache {name} [flags]", formatter_class=argparse.RawDescriptionHelpFormatter
+        )
         if name == chosen:
             command = importlib.import_module(f"stepcache.commands.{name}")
             command.add_arguments(subparser)
