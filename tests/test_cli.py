@@ -289,6 +289,13 @@ def test_missing_and_empty_model_folders(folder, tmp_path, capsys):
     assert "model_index.json" in capsys.readouterr().err
 
 
+def test_a_plan_for_another_guidance_names_the_flag(model, tmp_path, capsys):
+    plan = tmp_path / "plan.json"
+    PlanFile(Plan(12, (0, 11)), guidance=5.0).save(plan)
+    assert generate(model, tmp_path / "a.mp4", "--steps", 12, "--plan", plan, "--guidance", 3) == 2
+    assert "guidance 5.0 (the run: 3.0). Run with --guidance 5.0, make one for this run" in capsys.readouterr().err
+
+
 def test_guidance_off_and_one_step(model, tmp_path):
     out = tmp_path / "clip.npy"
     assert generate(model, out, "--steps", 12, "--guidance", 1, "--policy", "easycache:9") == 0
@@ -306,6 +313,17 @@ def test_an_interruption_leaves_nothing_half_written(model, tmp_path, monkeypatc
     assert generate(model, tmp_path / "a.mp4", "--steps", 2) == 130
     assert "interrupted" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_while_a_command_is_imported(monkeypatch, capsys):
+    """That takes seconds, and people change their minds in the first."""
+
+    def interrupted(name):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("stepcache.commands.main.importlib.import_module", interrupted)
+    assert command("demo") == 130
+    assert capsys.readouterr().err == "stepcache demo: interrupted; nothing half-written was left.\n"
 
 
 def test_demo_writes_table_clips_sheet_and_animation(model, tmp_path, capsys):

@@ -23,24 +23,30 @@ COMMANDS = {
 }
 """Modules of this package. The one that is asked for is imported, so that help and version need not wait for torch."""
 
-IN_METHODS = {"resample=True": "resample=1", "model=...": "table=MODEL", "interp=...": "interp=product or nearest"}
-"""What messages of the library call a setting -> how methods are given it here (`bench.methods`)."""
+IN_METHODS = {
+    "resample=True": "resample=1",
+    "model=...": "table=MODEL",
+    "interp=...": "interp=product or nearest",
+    "Run with guidance": "Run with --guidance",
+}
+"""What messages of the library call a setting -> how commands and methods are given it here (`bench.methods`)."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand; returns the exit code: 0 done, 2 bad input (one sentence on stderr), 130 interrupted."""
     argv = sys.argv[1:] if argv is None else argv
-    given = build_parser(next((word for word in argv if word in COMMANDS), None)).parse_args(argv)
+    chosen = next((word for word in argv if word in COMMANDS), None)
     try:
+        given = build_parser(chosen).parse_args(argv)  # imports the command, which takes seconds
         return int(given.run(given.flags.completed(given)) or 0)
     except (ValueError, OSError, ImportError) as error:
         sentence = " ".join(str(error).split())
         for setting, option in IN_METHODS.items():
             sentence = sentence.replace(setting, option)
-        print(f"stepcache {given.command}: error: {sentence}", file=sys.stderr)
+        print(f"stepcache {chosen}: error: {sentence}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"stepcache {given.command}: interrupted; nothing half-written was left.", file=sys.stderr)
+        print(f"stepcache {chosen or ''}".rstrip() + ": interrupted; nothing half-written was left.", file=sys.stderr)
         return 130
 
 
