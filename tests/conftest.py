@@ -6,6 +6,8 @@ import surroundings  # noqa: F401
 
 # isort: split
 import importlib
+import os
+import shutil
 import sys
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -84,3 +86,26 @@ def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     untrained_model(folder)
     return str(folder)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium; STEPCACHE_CHROMIUM names another one."""
+    binary = os.environ.get("STEPCACHE_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    driver = shutil.which("chromedriver")
+    if not binary or not driver:
+        pytest.skip(
+            "no Chromium here: install Debian's chromium and chromium-driver, or name one in STEPCACHE_CHROMIUM"
+        )
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (pip install -e '.[dev]')")
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1200,900"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    found = webdriver.Chrome(options=options, service=Service(driver))
+    found.set_script_timeout(60)
+    yield found
+    found.quit()

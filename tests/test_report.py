@@ -1,7 +1,6 @@
 """`stepcache report`: the page in a real browser (Debian's Chromium), and what it does with odd input."""
 
 import json
-import os
 import re
 import shutil
 import time
@@ -96,29 +95,6 @@ def page(tmp_path_factory):
     folder_with(root, HOSTILE)
     assert main(["report", str(root)]) == 0
     return root / "report.html"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """Headless Chromium; STEPCACHE_CHROMIUM names another one."""
-    binary = os.environ.get("STEPCACHE_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-    driver = shutil.which("chromedriver")
-    if not binary or not driver:
-        pytest.skip(
-            "no Chromium here: install Debian's chromium and chromium-driver, or name one in STEPCACHE_CHROMIUM"
-        )
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (pip install -e '.[dev]')")
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = binary
-    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1200,900"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    found = webdriver.Chrome(options=options, service=Service(driver))
-    found.set_script_timeout(60)
-    yield found
-    found.quit()
 
 
 def opened(browser, path):

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from stepcache.bench.labels import label
 from stepcache.bench.methods import Contender, Method, Search, help_text, make, read, read_list, single
 from stepcache.bench.results import REFERENCE, slug
-from stepcache.commands.flags import Flags, request_from
+from stepcache.commands.flags import EMBEDDED, Flags, check_embedded, request_from
 from stepcache.core.plan import computed_steps, timeline
 from stepcache.core.strategy import Policy
 from stepcache.core.summary import RunSummary
@@ -33,7 +33,6 @@ from stepcache.measure.pipelines import Inputs, load_pipeline, model_defaults, m
 from stepcache.measure.video import animation, contact_sheet, write_clip
 from stepcache.methods import Off
 
-EMBEDDED = Path(__file__).resolve().parents[3] / "assets" / "tiny-wan"
 RATIOS_FILE = "magcache_ratios.json"
 BORROWED = "wan2.1-t2v-1.3B"
 """Whose published schedule the embedded model borrows: it is of the same family."""
@@ -135,10 +134,7 @@ def shown(methods: list[Method]) -> list[Shown]:
 
 def run(args: argparse.Namespace) -> int:
     """Uncached clips, all methods, a table, a verdict, clips, a sheet."""
-    if not Path(args.model).is_dir() and args.model == str(EMBEDDED):
-        raise FileNotFoundError(
-            "the embedded model lies in a clone of the project (assets/tiny-wan); give --model DIR."
-        )
+    check_embedded(args.model)
     out = Path(args.out)
     check_writable(out, folder=True)
     with alone(out):

@@ -19,6 +19,7 @@ from stepcache.fleet.cluster import LOCAL, Resources
 from stepcache.measure.generation import Request, check_request
 from stepcache.measure.pipelines import model_defaults, model_inputs
 
+EMBEDDED = Path(__file__).resolve().parents[3] / "assets" / "tiny-wan"
 SIZES = ("height", "width", "num_frames")
 
 
@@ -169,6 +170,14 @@ def request_from(args: argparse.Namespace, prompt: str | None = None, seed: int 
     request = Request(prompt or "", getattr(args, "negative_prompt", ""), seed=seed, **{**known, **given})
     check_request(request, inputs)
     return request
+
+
+def check_embedded(model: str) -> None:
+    """FileNotFoundError if the embedded model is meant and this is no clone of the project."""
+    if model == str(EMBEDDED) and not EMBEDDED.is_dir():
+        raise FileNotFoundError(
+            "the embedded model lies in a clone of the project (assets/tiny-wan); give --model DIR."
+        )
 
 
 def add_ray_flags(flags: Flags, **options: Any) -> None:

@@ -1,4 +1,4 @@
-"""The `stepcache` command: generate, calibrate, plan, show, bench, report, demo, presets, compare."""
+"""The `stepcache` command: generate, calibrate, plan, show, bench, report, demo, app, presets, compare."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ COMMANDS = {
     "bench": "every method on every prompt, side by side",
     "report": "a benchmark's results as one page",
     "demo": "the embedded model: uncached and five methods side by side",
+    "app": "a page in the browser: one clip, uncached and with a method, in lock-step",
     "presets": "list the published figures that are built in",
     "compare": "PSNR, SSIM and LPIPS of two clips or two folders of clips",
 }
@@ -40,14 +41,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         given = build_parser(chosen).parse_args(argv)  # imports the command, which takes seconds
         return int(given.run(given.flags.completed(given)) or 0)
     except (ValueError, OSError, ImportError) as error:
-        sentence = " ".join(str(error).split())
-        for setting, option in IN_METHODS.items():
-            sentence = sentence.replace(setting, option)
-        print(f"stepcache {chosen}: error: {sentence}", file=sys.stderr)
+        print(f"stepcache {chosen}: error: {sentence(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"stepcache {chosen or ''}".rstrip() + ": interrupted; nothing half-written was left.", file=sys.stderr)
         return 130
+
+
+def sentence(error: Exception) -> str:
+    """An error's message on one line, with settings as they are written here."""
+    found = " ".join(str(error).split())
+    for setting, option in IN_METHODS.items():
+        found = found.replace(setting, option)
+    return found
 
 
 class Parser(argparse.ArgumentParser):

@@ -20,6 +20,8 @@ from stepcache.measure.drawing import Tips, as_svg, drawing
 from stepcache.measure.video import open_clip, write_preview
 
 HERE = Path(__file__).parent
+FILES = {"style": "style.css", "script": "player.js"}
+"""What every page has in it."""
 
 
 WIDTH = 320
@@ -58,14 +60,8 @@ def _shrunk(task: tuple[Path, Path, int]) -> bytes | None:
 
 def page(results: Results, clips: dict[str, str]) -> str:
     """The page's HTML."""
-    try:
-        from jinja2 import Environment, FileSystemLoader, select_autoescape
-    except ImportError as error:
-        raise ImportError("the report needs Jinja2: pip install 'stepcache[report]'.") from error
-    environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=select_autoescape(["html"]), trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("page.html").render(
+    return rendered(
+        "page.html",
         about=results.description,
         rows=[r.method for r in results.rows if r.failed < r.items],
         methods=results.methods,
@@ -76,11 +72,22 @@ def page(results: Results, clips: dict[str, str]) -> str:
         keys=keys(results),
         labels=results.labels,
         failures=[r for r in results.rows if r.failed],
-        style=(HERE / "style.css").read_text(encoding="utf-8"),
-        script=(HERE / "player.js").read_text(encoding="utf-8"),
         data=embedded(player_data(results, clips)),
         clips=clips,
     )
+
+
+def rendered(name: str, **values: Any) -> str:
+    """The HTML of a template of this folder, with its style sheet and the players' script; ImportError: no Jinja2."""
+    try:
+        from jinja2 import Environment, FileSystemLoader, select_autoescape
+    except ImportError as error:
+        raise ImportError("the report needs Jinja2: pip install 'stepcache[report]'.") from error
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=select_autoescape(["html"]), trim_blocks=True, lstrip_blocks=True
+    )
+    files = {key: (HERE / file).read_text(encoding="utf-8") for key, file in FILES.items()}
+    return environment.get_template(name).render(**files, **values)
 
 
 def drawn(results: Results) -> list[tuple[str, str, str]]:

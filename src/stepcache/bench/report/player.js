@@ -34,8 +34,22 @@ async function seek(video, time) {
   await Promise.race([presented, new Promise((resolve) => setTimeout(resolve, 1000))]);
 }
 
+const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+
+// Frames that are pictures of their own, one a line.
+async function pictures(lines, progress) {
+  const frames = [];
+  for (const line of lines) {
+    frames.push(await createImageBitmap(new Blob([bytes(line)])));
+    progress(frames.length, lines.length);
+  }
+  return { frames, width: frames[0].width, height: frames[0].height };
+}
+
 async function decode(name, progress) {
-  const raw = Uint8Array.from(atob(texts.get(name).textContent.trim()), (c) => c.charCodeAt(0));
+  const text = texts.get(name).textContent.trim();
+  if (data.lossless) return pictures(text.split("\n"), progress);
+  const raw = bytes(text);
   const url = URL.createObjectURL(new Blob([raw], { type: "video/mp4" }));
   const video = document.createElement("video");
   video.muted = true;
@@ -279,7 +293,7 @@ function start() {
   load();
 }
 
-$("theme").addEventListener("click", () => {
+$("theme")?.addEventListener("click", () => {
   const root = document.documentElement;
   const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
   root.dataset.theme = dark ? "light" : "dark";
