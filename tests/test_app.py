@@ -135,10 +135,12 @@ def test_both_clips_on_the_page(browser, served):
     figures = browser.find_element("id", "figures").text
     assert figures.startswith("PSNR ")
     assert "(mean of 17 frames): computed 8 of 10 steps, loop" in figures
-    pixels = "return [...arguments[0].getContext('2d').getImageData(0, 0, 64, 64).data]"
-    a, b = (np.array(browser.execute_script(pixels, browser.find_element("id", each))) for each in "ab")
+    pixels = "(id) => [...document.getElementById(id).getContext('2d').getImageData(0, 0, 64, 64).data]"
+    a, b = np.array(browser.execute_script(f"return ['a', 'b'].map({pixels})"))  # they play, so both at once
     assert a.std() > 1
     assert 0 < np.abs(a - b).mean() < 64
+    moved = browser.execute_script("return document.body.dataset.frame")
+    wait(browser, f"body:not([data-frame='{moved}'])")
     browser.find_element("css selector", "[data-mode=difference]").click()
     assert browser.find_element("id", "both-name").text == "difference of uncached and hindsight:8, 8 times"
     fetched = "return performance.getEntriesByType('resource').map((e) => e.name)"

@@ -42,7 +42,7 @@ METHODS = [name for name in KINDS if name not in (REFERENCE, CALIBRATION, "plan"
 """What the drop-down offers; others, and options, can be typed."""
 KEPT = 6
 """Clips that are kept, so that the same settings are not computed again."""
-WIDTH = 480
+WIDTH = 416
 """Pixels to which wider clips are shrunk for the page."""
 SIZES = ("height", "width", "num_frames")
 STYLE = """
@@ -166,6 +166,7 @@ def shown(plain: Made, cached: Made, name: str, request: Request, fps: float) ->
         "clips.html",
         method=name,
         lossless=True,
+        frames=count,
         figures=f"{closeness}{f' (mean of {count} frames)' if count > 1 else ''}: computed {cached.computed} of "
         f"{request.steps} steps, loop {plain.loop_seconds / cached.loop_seconds:.2f}x faster as measured "
         f"({plain.loop_seconds:.2f} s to {cached.loop_seconds:.2f} s), ideal {cached.ideal_speedup:.2f}x.",
@@ -266,7 +267,9 @@ class Page:
             with gr.Row():
                 with gr.Column(scale=1, min_width=300):
                     prompt = gr.Textbox(prompts[0] if prompts else "", label="prompt", lines=3, elem_id="prompt")
-                    model = gr.Textbox(self.model, label="model", info="folder or hub id of a diffusers Wan pipeline")
+                    model = gr.Textbox(
+                        self.model, label="model", elem_id="model", info="folder or hub id of a diffusers Wan pipeline"
+                    )
                     method = gr.Dropdown(
                         METHODS,
                         value=METHODS[0],
