@@ -10,11 +10,9 @@ import time
 import numpy as np
 import pytest
 
+from stepcache.bench.pairs import Maker, Stopped, chosen, requested, takes_budget
+from stepcache.bench.report.clips import page_of
 from stepcache.commands.main import main
-
-pytest.importorskip("gradio", reason="Gradio is not installed (pip install 'stepcache[app]')")
-
-from stepcache.bench.app import Maker, Stopped, requested, shown, takes_budget, with_budget
 from stepcache.named import named
 
 HOSTILE = "a red circle </script> {{ 7*7 }} ${7*7} <b>&amp;"
@@ -53,16 +51,30 @@ def test_a_run_that_is_stopped_leaves_nothing_behind(model):
 
 def test_images_and_equal_clips(model):
     request = requested(model, "a red circle", steps=2, height=32, width=32, num_frames=1)
-    page = shown(*pair(Maker(), model, "uncached", request), "uncached", request, 8.0)
+    page = page_of(*pair(Maker(), model, "uncached", request), "uncached", request, 8.0)
     assert "The same clip: computed 2 of 2 steps" in page
     assert "mean of" not in page
 
 
+def test_fields_left_empty_are_the_model_s(model):
+    request = requested(model, " a cat ", steps=8, seed=" 3", guidance="2.5", height="", width="", num_frames="5")
+    assert (request.prompt, request.steps, request.seed, request.guidance) == ("a cat", 8, 3, 2.5)
+    assert (request.num_frames, request.height) == (5, requested(model, "a cat").height)
+    for name, text, says in (("seed", "one", "a whole number"), ("guidance", "nan", "a number")):
+        with pytest.raises(ValueError, match=f"{name} is '{text}'; expected {says}, or nothing for the model's"):
+            requested(model, "a cat", **{name: text})
+
+
 def test_the_budget_is_the_method_s_where_it_has_one():
-    assert with_budget("hindsight", 20) == "hindsight:20"
-    assert with_budget("lemica,table=x", 20) == "lemica:20,table=x"
-    assert with_budget("hindsight:0.5", 20) == "hindsight:0.5"
-    assert with_budget("easycache:0.1", 20) == "easycache:0.1"
+    for written, text in (
+        ("hindsight", "hindsight:20"),
+        (" lemica,table=x", "lemica:20,table=x"),
+        ("hindsight:0.5", "hindsight:0.5"),
+        ("easycache:0.1", "easycache:0.1"),
+    ):
+        assert chosen(written, 20).text == text
+    with pytest.raises(ValueError, match="is for stepcache generate"):
+        chosen("magcache-calibration:ratios.json", 20)
     assert [takes_budget(name) for name in ("uniform", "uniform:3", "easycache", "nonsense")] == [True, *[False] * 3]
 
 
@@ -87,6 +99,7 @@ def test_mistakes(tmp_path, capsys, monkeypatch):
 @pytest.fixture
 def served():
     """The command as a process on a free port: (process, address)."""
+    pytest.importorskip("gradio", reason="Gradio is not installed (pip install 'stepcache[app]')")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "stepcache", "app", "--port", str(port)]
@@ -153,6 +166,14 @@ def test_both_clips_on_the_page(browser, served):
     browser.find_element("id", "make").click()
     wait(browser, ".toast-body", "The prompt is empty; say what to generate.")
     fill(browser, "#prompt textarea", "a blue star")
+    browser.execute_script("arguments[0].click()", wait(browser, "button", "seed, guidance, size"))
+    fill(browser, "#num_frames textarea, #num_frames input", 1)
+    browser.find_element("id", "make").click()
+    browser.switch_to.frame(wait(browser, "iframe[srcdoc*='a blue star']"))
+    wait(browser, "#figures", "computed 8 of 10 steps")
+    assert "mean of" not in browser.find_element("id", "figures").text
+    wait(browser, "body[data-loaded]")
+    browser.switch_to.default_content()
     fill(browser, "#steps input[type=number]", 100)
     browser.find_element("id", "make").click()
     wait(browser, "#clips", "/100 steps")

@@ -36,9 +36,11 @@ def run(args: argparse.Namespace) -> int:
         import gradio  # noqa: F401
     except ImportError as error:
         raise ImportError(f"the page needs Gradio: pip install 'stepcache[app]' ({error}).") from error
-    from stepcache.bench.app import Maker, Page, serve
+    from stepcache.bench.app import Page, examples, serve
+    from stepcache.bench.pairs import Maker
 
-    serve(Page(Maker(args.device, args.dtype), args.model, in_words), args.host, args.port)
+    prompts = examples(EMBEDDED) if args.model == str(EMBEDDED) else []
+    serve(Page(Maker(args.device, args.dtype), args.model, prompts, in_words), args.host, args.port)
     return 0
 
 
