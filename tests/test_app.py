@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from stepcache.bench.report.clips import page_of
 from stepcache.commands.main import main
 from stepcache.named import named
 
+ROOT = Path(__file__).resolve().parents[1]
 HOSTILE = "a red circle </script> {{ 7*7 }} ${7*7} <b>&amp;"
 
 
@@ -49,7 +51,19 @@ def test_a_run_that_is_stopped_leaves_nothing_behind(model):
     assert pair(maker, model, "uniform:2")[1].computed == 2
 
 
-def test_images_and_equal_clips(model):
+@pytest.mark.parametrize("name", ["emoji", "landscapes", "patterns"])
+def test_other_pipelines_pictures_too(name):
+    folder, told = str(ROOT / "assets" / "zoo" / name), []
+    request = requested(folder, "a red circle", steps=4)
+    tell = lambda what, done, of: told.append((what, done, of))  # noqa: E731
+    plain, cached = pair(Maker(), folder, "uniform:2", request, tell)
+    assert (plain.computed, cached.computed) == (4, 2)
+    assert len(plain.frames) == (9 if name == "patterns" else 1)
+    assert told[-1] == ("uniform:2", 4, 4)
+    assert "PSNR" in page_of(plain, cached, "uniform:2", request, 8.0)
+
+
+def test_one_frame_and_equal_clips(model):
     request = requested(model, "a red circle", steps=2, height=32, width=32, num_frames=1)
     page = page_of(*pair(Maker(), model, "uncached", request), "uncached", request, 8.0)
     assert "The same clip: computed 2 of 2 steps" in page

@@ -1,4 +1,4 @@
-"""A page in the browser: one clip, uncached and with a method, side by side in lock-step.
+"""A page in the browser: one clip or picture, uncached and with a method, side by side in lock-step.
 
 The players are those of the report. Nothing is fetched from elsewhere and nothing is sent there.
 """
@@ -19,7 +19,7 @@ from stepcache.bench.pairs import Maker, Stopped, chosen, requested, takes_budge
 from stepcache.bench.report.clips import page_of
 from stepcache.bench.results import REFERENCE
 from stepcache.files import read_text
-from stepcache.measure.generation import model_defaults
+from stepcache.measure.pipelines import model_defaults
 
 METHODS = [name for name in KINDS if name not in (REFERENCE, CALIBRATION, "plan", *PEERS)]
 """What the drop-down offers; others, and options, can be typed."""
@@ -112,7 +112,7 @@ class Page:
                 with gr.Column(scale=1, min_width=300):
                     prompt = gr.Textbox(prompts[0] if prompts else "", label="prompt", lines=3, elem_id="prompt")
                     model = gr.Textbox(
-                        self.model, label="model", elem_id="model", info="folder or hub id of a diffusers Wan pipeline"
+                        self.model, label="model", elem_id="model", info="folder or hub id of a diffusers pipeline"
                     )
                     method = gr.Dropdown(
                         METHODS,

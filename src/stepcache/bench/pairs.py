@@ -1,10 +1,10 @@
-"""Pairs of clips: one uncached and one with a method, of the same prompt and seed; what was made before is kept."""
+"""Pairs of clips or pictures: one uncached and one with a method, of one prompt and seed; the latest are kept."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -17,11 +17,10 @@ from stepcache.measure.generation import (
     check_policy,
     check_request,
     generate,
-    load_pipeline,
-    model_defaults,
-    pipeline_kind,
     sample_latent,
+    shows_latents,
 )
+from stepcache.measure.pipelines import load_pipeline, model_defaults, model_inputs
 from stepcache.methods import Off
 
 KEPT = 6
@@ -58,11 +57,12 @@ class Maker:
 
     def pair(self, model: str, request: Request, method: str, policy: Policy, tell: Tell) -> tuple[Made, Made]:
         """The clip uncached and with a method; raises what `load_pipeline`, `check_policy` and `tell` raise."""
-        check_request(request)
-        check_policy(policy, request)
+        inputs = model_inputs(model)
+        check_request(request, inputs)
+        check_policy(policy, request, inputs)
         with self._lock:
             pipe = self._pipe(model, request, tell)
-            check_policy(policy, request, pipe)
+            check_policy(policy, request, inputs, pipe)
             runs = ((REFERENCE, Off()), (method, policy))
             plain, cached = [self._clip(pipe, model, request, *run, tell) for run in runs]
             return plain, cached
@@ -70,7 +70,6 @@ class Maker:
     def _pipe(self, model: str, request: Request, tell: Tell) -> Any:
         if self._loaded is None or self._loaded[0] != model:
             tell("loading the model", 0, 0)
-            pipeline_kind(model)
             self._loaded = None  # frees its memory
             pipe = load_pipeline(model, self.device, self.dtype)
             pipe.set_progress_bar_config(disable=True)
@@ -89,7 +88,8 @@ class Maker:
                 return values
 
             tell(method, 0, request.steps)
-            frames, run = generate(pipe, request, policy, callback_on_step_end=ended)
+            watched: dict[str, Any] = {"callback_on_step_end": ended} if shows_latents(pipe) else {}
+            frames, run = generate(pipe, request, policy, **watched)
             self._made[key] = Made(frames, run.loop_seconds, len(run.computed), run.ideal_speedup, str(run))
         self._made[key] = self._made.pop(key)  # the latest used is last
         while len(self._made) > KEPT:
@@ -113,10 +113,11 @@ def chosen(method: str, budget: int) -> Method:
 
 
 def requested(model: str, prompt: str, **numbers: str | int) -> Request:
-    """What the fields ask for; those left empty are the model's, then Wan2.1's. ValueError: no prompt, no number."""
+    """What the fields ask for; empty ones are the model's, then its pipeline's. ValueError: no prompt, no number."""
     if not prompt.strip():
         raise ValueError("The prompt is empty; say what to generate.")
-    known = {name: value for name, value in model_defaults(model).items() if name != "fps"}
+    names = [each.name for each in fields(Request)]
+    known = {name: value for name, value in model_defaults(model).items() if name in names}
     given = {name: _read(name, text) for name, value in numbers.items() if (text := str(value).strip())}
     return Request(prompt.strip(), **{**known, **given})
 

@@ -12,7 +12,7 @@ import socket
 from stepcache.commands.flags import EMBEDDED, Flags, add_device_flags, check_embedded
 from stepcache.commands.main import sentence
 from stepcache.measure.device import find_device
-from stepcache.measure.generation import model_defaults, pipeline_kind
+from stepcache.measure.pipelines import model_defaults, model_inputs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Check what can be checked, then serve until Ctrl-C."""
     check_embedded(args.model)
-    pipeline_kind(args.model)
+    model_inputs(args.model)
     model_defaults(args.model)
     find_device(args.device)
     check_address(args.host, args.port)

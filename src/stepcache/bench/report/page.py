@@ -72,6 +72,7 @@ def page(results: Results, clips: dict[str, str]) -> str:
         keys=keys(results),
         labels=results.labels,
         failures=[r for r in results.rows if r.failed],
+        own_script=(HERE / "page.js").read_text(encoding="utf-8"),
         data=embedded(player_data(results, clips)),
         clips=clips,
     )
