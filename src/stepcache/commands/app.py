@@ -1,8 +1,4 @@
-"""`stepcache app`: a page in the browser; a prompt, a method and its budget, and both clips in lock-step.
-
-stepcache app                        the embedded model
-stepcache app --model DIR --port 8000
-"""
+"""`stepcache app`: a page in the browser; a prompt, a method and its budget, and both clips in lock-step."""
 
 from __future__ import annotations
 
@@ -19,7 +15,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `stepcache app`."""
     parser.description = __doc__
     flags = Flags(parser)
-    flags.add("--model", default=str(EMBEDDED), help="what the page begins with (default: the embedded model)")
+    flags.add(
+        "--model",
+        default=str(EMBEDDED),
+        metavar="DIR_OR_ID",
+        help="what the page begins with (default: the embedded model)",
+    )
     flags.add("--host", default="127.0.0.1", help="address to listen at (127.0.0.1: this machine only)")
     flags.add("--port", type=int, metavar="N", help="default: the first free one from 7860")
     add_device_flags(flags)
