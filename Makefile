@@ -14,9 +14,9 @@ test: .venv/.installed-dev lint types check-built
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder --ignore tests/test_docs.py
 	$(MAKE) --no-print-directory readme
 
-# Every block of the README, in order, as written.
+# Every block of README and docs, and every example, in order, as written.
 readme: .venv/.installed-dev
-	$(BIN)/python -m pytest tests/test_docs.py
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist load tests/test_docs.py
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .
