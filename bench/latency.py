@@ -9,7 +9,8 @@ into the card's memory; prompts are random embeddings, and no text encoder or VA
 and interleaved: the pipeline as it is, uniform reuse at both boundaries, and Hindsight. Speed-ups are over the uncached
 loop of the same repeat; medians, with the lowest and highest. A loop lasts from the first call of the transformer to
 the end of the sampler's last step, and the device is waited for only after that. A step that is computed or skipped is
-timed as in a run's summary. The file is written anew after every case.
+timed as in a run's summary: calls of the transformer and what the method does, without the sampler. The file is
+written anew after every case.
 """
 
 from __future__ import annotations
