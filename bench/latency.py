@@ -37,6 +37,7 @@ import stepcache
 from stepcache import Hindsight, Uniform
 from stepcache.core.strategy import Policy
 from stepcache.core.summary import elapsed, timestamp
+from stepcache.core.trajectory import Boundary
 from stepcache.files import check_writable, write_atomically
 from stepcache.hosts.diffusers import BLOCKS
 from stepcache.measure.device import find_device
@@ -211,7 +212,8 @@ class Run:
 @contextmanager
 def watching(pipe: Any, bar: Any) -> Iterator[list[Any]]:
     """The two ends of the loop, as timestamps; the bar moves with every step."""
-    here, marks, step = torch.empty(0, device=pipe.device), [], pipe.scheduler.step
+    here, step = torch.empty(0, device=pipe.device), pipe.scheduler.step
+    marks: list[Any] = []
 
     def called(*_: Any) -> None:
         if not marks:
@@ -257,7 +259,7 @@ def methods(case: Case) -> dict[str, Callable[[int], Policy] | None]:
 
 def warm_up(case: Case, pipe: Any, arguments: dict[str, Any]) -> None:
     """Three steps, one of them skipped, at the boundary that holds the most."""
-    boundary = "blocks" if BY_BLOCK in methods(case) else "output"
+    boundary: Boundary = "blocks" if BY_BLOCK in methods(case) else "output"
     once(pipe, arguments, 3, Uniform(2, boundary=boundary), tqdm(disable=True))
 
 
