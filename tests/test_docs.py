@@ -1,6 +1,6 @@
 """Every shell and Python block of README, docs and examples runs, in order; those that cannot here say why.
 
-The blocks of a page are run as a reader would: in one folder that looks like a clone, the Python of a page in one session.
+The blocks of a page run as a reader would run them: in one folder that looks like a clone, its Python in one session.
 """
 
 import json

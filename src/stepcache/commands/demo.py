@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = __doc__
     parser.epilog = "methods (`@14` asks for the threshold that computes 14 steps):\n" + help_text(bench=False)
     flags = Flags(parser)
-    flags.add("--model", default=str(EMBEDDED), help="default: the embedded model of the clone")
+    flags.add("--model", default=str(EMBEDDED), help="default: the embedded model")
     flags.add("--prompt", help=f"one prompt (default: {PROMPTS} of the embedded model's evaluation prompts)")
     flags.add("--seed", type=int, default=0, help="of the first prompt; the next ones count on (0)")
     flags.add("--steps", type=int, default=50, help="steps of the loop (50, what LeMiCa's table is for)")

@@ -19,7 +19,10 @@ from stepcache.fleet.cluster import LOCAL, Resources
 from stepcache.measure.generation import Request, check_request
 from stepcache.measure.pipelines import model_defaults, model_inputs
 
-EMBEDDED = Path(__file__).resolve().parents[3] / "assets" / "tiny-wan"
+_HERE = Path(__file__).resolve()
+_PLACES = [folder / "assets" / "tiny-wan" for folder in (_HERE.parents[1], _HERE.parents[3])]  # of a wheel, of a clone
+EMBEDDED = next((place for place in _PLACES if place.is_dir()), _PLACES[0])
+"""The small video model that comes with the package."""
 SIZES = ("height", "width", "num_frames")
 
 
@@ -173,10 +176,10 @@ def request_from(args: argparse.Namespace, prompt: str | None = None, seed: int 
 
 
 def check_embedded(model: str) -> None:
-    """FileNotFoundError if the embedded model is meant and this is no clone of the project."""
+    """FileNotFoundError if the embedded model is meant and this installation lacks it."""
     if model == str(EMBEDDED) and not EMBEDDED.is_dir():
         raise FileNotFoundError(
-            "the embedded model lies in a clone of the project (assets/tiny-wan); give --model DIR."
+            "the embedded model (assets/tiny-wan) is missing from this installation; give --model DIR."
         )
 
 

@@ -513,7 +513,7 @@ def contact_sheet(
 
 
 def animation(clips: Sequence[tuple[str, Any]], path: str | os.PathLike[str], fps: float, height: int = 160) -> None:
-    """Write an animated WebP of clips side by side, each with its label below.
+    """Write an animated WebP of clips side by side, for viewing, each with its label below.
 
     Args:
         clips: (label, frames) left to right; frames [T, H, W, 3] uint8 of one shape.
@@ -542,7 +542,7 @@ def animation(clips: Sequence[tuple[str, Any]], path: str | os.PathLike[str], fp
         pictures.append(picture)
     with replacing(path) as temporary:
         options = {"save_all": True, "append_images": pictures[1:], "duration": round(1000 / fps), "loop": 0}
-        pictures[0].save(temporary, format="WEBP", lossless=True, **options)
+        pictures[0].save(temporary, format="WEBP", quality=85, **options)
 
 
 @dataclass(frozen=True)

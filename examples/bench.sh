@@ -1,0 +1,13 @@
+# Every method side by side on a model, and the page to look at.
+#
+#     sh examples/bench.sh
+#
+# With your own model: MODEL=DIR PROMPTS=prompts.txt. Interrupt at will; run it again with RESUME=--resume to go on.
+set -e
+cd "$(dirname "$0")/.."
+MODEL="${MODEL:-assets/zoo/patterns}"
+PROMPTS="${PROMPTS:-assets/prompts/patterns.txt}"
+OUT="${OUT:-$(mktemp -d)/results}"
+stepcache bench --model "$MODEL" --prompts "$PROMPTS" --out "$OUT" $RESUME \
+    --policies "hindsight:25 hindsight:14 uniform:25 uniform:14 steps:25 steps:14 fbcache:0.1"
+stepcache report "$OUT"
