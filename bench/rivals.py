@@ -20,53 +20,13 @@ from stepcache.core.follow_weights import as_policy
 from stepcache.core.plan import Plan
 from stepcache.core.strategy import Call, Strategy
 from stepcache.core.trajectory import Boundary, Trajectory
+from stepcache.methods.spectrum import Row, line, with_rows
 from stepcache.methods.taylorseer import taylor_weights
-
-Row = tuple[float, ...]
-"""Weights over the computed outputs before a step, newest first."""
-
-
-def with_rows(plan: Plan, row: Callable[[int, list[int]], Row]) -> Plan:
-    """The schedule with `row(step, computed steps before it, newest first)` as the weights of every skipped step."""
-    before = {s: [k for k in plan.computed if k < s][::-1] for s in plan.skipped}
-    return replace(plan, weights=tuple((s, row(s, nodes)) for s, nodes in before.items()))
-
-
-def line(step: int, nodes: list[int]) -> Row:
-    """Weights of the line through the last two outputs."""
-    along = (step - nodes[0]) / (nodes[0] - nodes[1])
-    return (1 + along, -along)
 
 
 def taylor(plan: Plan, order: int) -> Plan:
     """TaylorSeer (arXiv 2503.06923) at the output: extrapolation of an order."""
     return replace(plan, weights=taylor_weights(plan.computed, plan.num_steps, order))
-
-
-def spectrum(plan: Plan, blend: float, degree: int = 4, ridge: float = 0.1, window: int = 10) -> Plan:
-    """Spectrum (arXiv 2603.01623): Chebyshev polynomials by ridge regression, blended with a local line.
-
-    Args:
-        plan: the schedule.
-        blend: share w of the Chebyshev forecast; 1 - w is the line through the last two outputs.
-        degree: highest polynomial.
-        ridge: lambda of the regression.
-        window: most outputs it is fitted to.
-    """
-
-    def features(steps: list[int]) -> np.ndarray:
-        return np.polynomial.chebyshev.chebvander([2 * s / plan.num_steps - 1 for s in steps], degree)
-
-    def row(step: int, nodes: list[int]) -> Row:
-        if len(nodes) < 2:
-            return (1.0,)
-        used = nodes[:window]
-        x = features(used)
-        weights = blend * features([step])[0] @ np.linalg.solve(x.T @ x + ridge * np.eye(degree + 1), x.T)
-        weights[:2] += (1 - blend) * np.array(line(step, nodes))
-        return tuple(map(float, weights))
-
-    return with_rows(plan, row)
 
 
 def spectrum_schedule(num_steps: int, budget: int, warm_up: int = 5) -> Plan:

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 from pages import Rows, draw, page
-from rivals import DMD, VDE, Following, Replay, hicache, spectrum, spectrum_schedule, taylor, zeus
+from rivals import DMD, VDE, Following, Replay, hicache, spectrum_schedule, taylor, zeus
 from subjects import FOLDERS, ROOT, Peer, Series, Setting, Subject
 from tqdm import tqdm
 
@@ -38,6 +38,7 @@ from stepcache import EasyCache, Hindsight, LeMiCa, Plan, PlanFile, Uniform
 from stepcache.bench import peers
 from stepcache.core.plan import even
 from stepcache.files import check_writable, write_atomically
+from stepcache.methods.spectrum import spectrum_weights
 from stepcache.planning.calibration import Calibration
 from stepcache.planning.costs import gram_edges, magcache_ratios, own_schedule, plan_lemica, plan_magcache
 from stepcache.planning.refine import climb
@@ -180,9 +181,9 @@ METHODS: dict[str, Method] = {
     "cache-dit, FoCa": on(lambda b, n: Peer(peers.dbcache_on(even(b.steps, n).computed, "foca"))),
     "extrapolation, order 1": on(lambda b, n: taylor(even(b.steps, n), 1)),
     "extrapolation, order 2": on(lambda b, n: taylor(even(b.steps, n), 2)),
-    "Spectrum, w = 0.5": on(lambda b, n: spectrum(even(b.steps, n), 0.5)),
-    "Spectrum, w = 1": on(lambda b, n: spectrum(even(b.steps, n), 1.0)),
-    "Spectrum, w = 0.5, its schedule": on(lambda b, n: spectrum(spectrum_schedule(b.steps, n), 0.5)),
+    "Spectrum, w = 0.5": on(lambda b, n: spectrum_weights(even(b.steps, n), 0.5)),
+    "Spectrum, w = 1": on(lambda b, n: spectrum_weights(even(b.steps, n), 1.0)),
+    "Spectrum, w = 0.5, its schedule": on(lambda b, n: spectrum_weights(spectrum_schedule(b.steps, n), 0.5)),
     "ZEUS": on(lambda b, n: zeus(even(b.steps, n))),
     "HiCache": on(lambda b, n: hicache(even(b.steps, n), 2)),
     "VDE": on(lambda b, n: Following(even(b.steps, n), VDE)),

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepcache import EasyCache, LeMiCa, MagCache, Ratios, StepCache, TaylorSeer, Trajectory, Uniform
+from stepcache import EasyCache, LeMiCa, MagCache, Ratios, Spectrum, StepCache, TaylorSeer, Trajectory, Uniform
 from stepcache.methods.lemica_schedules import SCHEDULES
 from stepcache.methods.magcache_ratios import RATIOS
 
@@ -349,6 +349,24 @@ def test_taylorseer_continues_straight_lines_exactly():
             assert math.isclose(
                 sum(w * v for w, v in zip(dict(plan.weights).get(step, (1.0,)), known, strict=False)), line[step]
             )
+
+
+@given(st.integers(4, 60), st.floats(0.0, 1.0), st.sampled_from(["output", "blocks"]))
+def test_spectrum_has_its_budget_and_weights_for_every_skipped_step(steps, blend, boundary):
+    plan = Spectrum(3, blend, boundary).plan(steps)
+    assert plan.computed == Uniform(3).plan(steps).computed
+    assert tuple(step for step, _ in plan.weights) == plan.skipped
+    assert str(Spectrum(3)) == "spectrum (budget 3, w 0.5)"
+
+
+def test_spectrum_without_its_polynomials_is_taylorseer_of_order_one_on_even_steps():
+    ours, lines = Spectrum(9, 0.0).plan(30), TaylorSeer(budget=9).plan(30)
+    assert ours.computed == lines.computed
+    for (_, a), (_, b) in zip(ours.weights[2:], lines.weights[2:], strict=True):
+        assert a[: len(b)] == pytest.approx(b)
+        assert not any(a[len(b) :])
+    with pytest.raises(ValueError, match="blend is 2; expected 0 to 1"):
+        Spectrum(9, 2)
 
 
 def test_taylorseer_mistakes():

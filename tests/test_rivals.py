@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from rivals import DMD, VDE, Following, Replay, hicache, spectrum, spectrum_schedule, taylor, zeus
+from rivals import DMD, VDE, Following, Replay, hicache, spectrum_schedule, taylor, zeus
 from tiny import sample, tiny_pipe
 
 import stepcache
@@ -13,6 +13,7 @@ from stepcache import Hindsight, Plan
 from stepcache.core.follow_weights import check_weights
 from stepcache.core.plan import even
 from stepcache.core.strategy import Call
+from stepcache.methods.spectrum import spectrum_weights
 
 PLAN = Plan(20, (0, 1, 4, 7, 10, 13, 16, 19))
 
@@ -26,7 +27,7 @@ def predicted(plan, signal):
 
 def test_a_line_is_extrapolated_exactly():
     line = lambda s: 3.0 - 0.5 * s  # noqa: E731
-    for plan in (taylor(PLAN, 1), spectrum(PLAN, 0.0)):
+    for plan in (taylor(PLAN, 1), spectrum_weights(PLAN, 0.0)):
         for step, value in predicted(plan, line).items():
             assert value == pytest.approx(line(step))
 
@@ -34,7 +35,7 @@ def test_a_line_is_extrapolated_exactly():
 def test_spectrum_is_the_ridge_regression_of_its_paper():
     rng = np.random.default_rng(0)
     values = {k: float(v) for k, v in zip(PLAN.computed, rng.normal(size=8), strict=True)}
-    for step, value in predicted(spectrum(PLAN, 1.0), values.__getitem__).items():
+    for step, value in predicted(spectrum_weights(PLAN, 1.0), values.__getitem__).items():
         nodes = [k for k in PLAN.computed if k < step]
         if len(nodes) < 2:
             continue

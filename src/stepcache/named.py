@@ -24,6 +24,7 @@ from stepcache.methods import (
     MagCacheCalibration,
     Off,
     Ratios,
+    Spectrum,
     TaylorSeer,
     TeaCache,
     Uniform,
@@ -171,8 +172,14 @@ KINDS: dict[str, Kind] = {
         optional=True,
     ),
     "taylorseer": Kind(
-        "interval", int, TaylorSeer, {**_OURS, "order": int, "first_enhance": int}, optional=True, schedule="even"
+        "interval",
+        int,
+        TaylorSeer,
+        {**_OURS, "order": int, "first_enhance": int, "budget": budget},
+        optional=True,
+        schedule="even",
     ),
+    "spectrum": Kind("budget", budget, Spectrum, {**_OURS, "blend": number}, schedule="even"),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -114,6 +115,7 @@ class Result:
         loop_seconds: first block to the end of the last step.
         summary: of our own methods.
         peak_bytes: most memory allocated on the GPU; None on a CPU.
+        seconds: the whole call, text encoder and VAE included.
     """
 
     frames: np.ndarray
@@ -122,6 +124,7 @@ class Result:
     loop_seconds: float
     summary: RunSummary | None
     peak_bytes: int | None
+    seconds: float = 0.0
 
 
 def run_once(pipe: Any, request: Request, contender: Contender) -> Result:
@@ -130,7 +133,7 @@ def run_once(pipe: Any, request: Request, contender: Contender) -> Result:
     if cuda:
         torch.cuda.reset_peak_memory_stats(pipe.device)
     asked = replace(request, steps=contender.steps or request.steps)
-    meter = Meter(pipe)
+    meter, began = Meter(pipe), time.perf_counter()
     with meter.watching(), meter.stepping() as inputs, contender.enter(pipe, asked.steps) as run:
         frames = generated_frames(pipe, asked, **inputs)
         summary = run.summary() if run is not None else None
@@ -141,4 +144,5 @@ def run_once(pipe: Any, request: Request, contender: Contender) -> Result:
         meter.loop_seconds,
         summary,
         torch.cuda.max_memory_allocated(pipe.device) if cuda else None,
+        time.perf_counter() - began,
     )

@@ -37,6 +37,7 @@ class Item:
         per_step: the same for every step of the sampler, in [0, 1].
         branches: branch -> steps computed in it, where the method is one of ours.
         loop_seconds: first call of the transformer to the end of the last step.
+        seconds: the whole call of the pipeline.
         reference_seconds: the same of the uncached run it is compared with.
         seconds_per_computed_step, seconds_per_reused_step (of a skipped one), cache_bytes: of our methods.
         peak_bytes: most memory allocated on the GPU during the run; None on a CPU.
@@ -55,6 +56,7 @@ class Item:
     per_step: tuple[float, ...] = ()
     branches: dict[str, tuple[int, ...]] = field(default_factory=dict)
     loop_seconds: float = 0.0
+    seconds: float = 0.0
     reference_seconds: float = 0.0
     seconds_per_computed_step: float | None = None
     seconds_per_reused_step: float | None = None

@@ -156,6 +156,7 @@ class Runner:
             per_step=tuple(round(n / whole, 4) for n in result.executed),
             branches={} if summary is None else {b.name: tuple(b.computed) for b in summary.branches},
             loop_seconds=result.loop_seconds,
+            seconds=result.seconds,
             reference_seconds=reference.loop_seconds,
             seconds_per_computed_step=None if summary is None else summary.seconds_per_computed_step,
             seconds_per_reused_step=None if summary is None else summary.seconds_per_skipped_step,
@@ -249,6 +250,7 @@ def save_reference(path: Path, result: Result) -> None:
             latents=torch.stack(result.latents).numpy(),
             executed=np.array(result.executed),
             loop_seconds=np.array(result.loop_seconds),
+            seconds=np.array(result.seconds),
         )
 
 
@@ -258,6 +260,7 @@ def load_reference(path: Path) -> Result | None:
         with at_hand(path) as local, np.load(local, allow_pickle=False) as file:
             latents = tuple(torch.from_numpy(x) for x in file["latents"])
             executed = tuple(int(n) for n in file["executed"])
-            return Result(file["frames"], latents, executed, float(file["loop_seconds"]), None, None)
+            seconds = float(file["seconds"])
+            return Result(file["frames"], latents, executed, float(file["loop_seconds"]), None, None, seconds)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None

@@ -6,6 +6,7 @@ from stepcache.methods.easycache import EasyCache
 from stepcache.methods.lemica import LeMiCa
 from stepcache.methods.magcache import MagCache, MagCacheCalibration, Ratios
 from stepcache.methods.off import Off
+from stepcache.methods.spectrum import Spectrum
 from stepcache.methods.taylorseer import TaylorSeer
 from stepcache.methods.teacache import TeaCache
 from stepcache.methods.uniform import Uniform
@@ -26,6 +27,7 @@ __all__ = [
     "MagCacheCalibration",
     "Off",
     "Ratios",
+    "Spectrum",
     "TaylorSeer",
     "TeaCache",
     "Uniform",

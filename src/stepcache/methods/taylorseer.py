@@ -16,7 +16,7 @@ import math
 from dataclasses import dataclass
 
 from stepcache.core.follow_weights import FollowWeights
-from stepcache.core.plan import Plan
+from stepcache.core.plan import Plan, check_budget, computed_steps, even
 from stepcache.core.strategy import Strategy
 from stepcache.core.trajectory import Boundary, Trajectory
 
@@ -33,14 +33,18 @@ class TaylorSeer:
         order: highest difference used: 0 repeats, 1 extrapolates linearly (the authors' choice), 2 quadratically.
         first_enhance: steps computed at the start (1 for Wan2.1 and HunyuanVideo, 3 for FLUX); the last always is.
         boundary: "output" or "blocks".
+        budget: computed steps, spread evenly, instead of an interval: plain extrapolation at any budget.
     """
 
     interval: int = 5
     order: int = 1
     first_enhance: int = 1
     boundary: Boundary = "output"
+    budget: float | None = None
 
     def __post_init__(self) -> None:
+        if self.budget is not None:
+            check_budget(self.budget)
         if self.interval < 1:
             raise ValueError(f"interval is {self.interval}; expected 1 (every step) or more.")
         if self.order not in (0, 1, 2):
@@ -50,9 +54,12 @@ class TaylorSeer:
 
     def plan(self, num_steps: int) -> Plan:
         """Schedule and weights for `num_steps`."""
-        last = min(self.first_enhance, num_steps) - 1
-        every = range(last + self.interval, num_steps, self.interval)
-        computed = tuple(sorted({*range(last + 1), *every, num_steps - 1}))
+        if self.budget is not None:
+            computed = even(num_steps, computed_steps(self.budget, num_steps)).computed
+        else:
+            last = min(self.first_enhance, num_steps) - 1
+            every = range(last + self.interval, num_steps, self.interval)
+            computed = tuple(sorted({*range(last + 1), *every, num_steps - 1}))
         weights = taylor_weights(computed, num_steps, self.order)
         return Plan(num_steps, computed, weights)
 
@@ -61,7 +68,8 @@ class TaylorSeer:
         return FollowWeights(self.plan(run.num_steps))
 
     def __str__(self) -> str:
-        return f"taylorseer (interval {self.interval}, order {self.order})"
+        spread = f"interval {self.interval}" if self.budget is None else f"budget {self.budget:g}"
+        return f"taylorseer ({spread}, order {self.order})"
 
 
 def taylor_weights(computed: tuple[int, ...], num_steps: int, order: int) -> tuple[tuple[int, Row], ...]:
