@@ -83,6 +83,7 @@ PEERS: dict[str, Kind] = {
         {"F": int, "B": int, "W": int, "MC": int, "taylor": int, "forecast": str},
         (1e-3, 2.0),
     ),
+    "sampler": Kind("name", str, peers.other_sampler, schedule="uncached"),
     "cachedit-mask": Kind("policy", str, peers.dbcache_mask, {"F": int, "taylor": int, "forecast": str}),
 }
 """Other projects' caches: of use to `stepcache bench` only."""

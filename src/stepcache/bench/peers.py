@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+from stepcache.hosts.patching import shift_of
 from stepcache.methods import Ratios
 
 Entered = Callable[[Any, int], AbstractContextManager[None]]
@@ -69,6 +70,55 @@ def taylorseer_cache(interval: int, order: int = 1) -> Entered:
         "use_lite_mode": True,
     }
     return _diffusers("TaylorSeerCacheConfig", lambda steps: settings)
+
+
+SAMPLERS = {
+    "euler": "FlowMatchEulerDiscreteScheduler",
+    "unipc": "UniPCMultistepScheduler",
+    "dpm++": "DPMSolverMultistepScheduler",
+    "ddim": "DDIMScheduler",
+}
+"""Samplers an uncached run may be made with instead of the pipeline's own: how far are two right answers apart?"""
+
+
+def other_sampler(name: str) -> Entered:
+    """The uncached run with another sampler, on the noise levels of the pipeline's own.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if name not in SAMPLERS:
+        raise ValueError(f"sampler {name!r}; expected one of {', '.join(SAMPLERS)}.")
+
+    @contextmanager
+    def entered(pipe: Any, steps: int) -> Iterator[None]:
+        import diffusers
+
+        own, kind = pipe.scheduler, getattr(diffusers, SAMPLERS[name])
+        pipe.scheduler = kind.from_config(own.config, **_flow(own.config, kind))
+        try:
+            yield
+        finally:
+            pipe.scheduler = own
+
+    return entered
+
+
+def _flow(config: Any, kind: type) -> dict[str, Any]:
+    """A flow model's settings in the words of another sampler."""
+    if not is_flow(config):
+        return {}
+    shift = shift_of(config)
+    given = {"shift": shift} if kind.__name__.startswith("FlowMatch") else {"flow_shift": shift}
+    if kind.__name__.startswith("FlowMatch"):
+        return given if shift is not None else {}
+    flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+    return {**flow, **(given if shift is not None else {})}
+
+
+def is_flow(config: Any) -> bool:
+    """Whether a sampler is of a flow model."""
+    return config.get("prediction_type") == "flow_prediction" or "shift" in config
 
 
 def _diffusers(name: str, settings: Callable[[int], dict[str, Any]]) -> Entered:

@@ -50,6 +50,7 @@ class Runner:
         fps: of the clips.
         lpips: its network, if there is one.
         by_prompt: whether clips are named as VBench wants it.
+        loop_seconds: about what the loop of an uncached run takes, once `warm_up` was called.
         shared: whether others need the uncached runs made here: they are then kept in the folder.
     """
 
@@ -63,6 +64,7 @@ class Runner:
     lpips: LPIPS | None = None
     by_prompt: bool = False
     shared: bool = False
+    loop_seconds: float = 0.0
     _latest: tuple[Pair, Result] | None = field(default=None, repr=False)
 
     def __call__(self, job: Job) -> Outcome:
@@ -200,7 +202,8 @@ class Runner:
         began = time.perf_counter()
         result = run_once(self.pipe, short, UNCACHED)
         seconds = time.perf_counter() - began
-        return seconds + result.loop_seconds * (self.request.steps / steps - 1)
+        self.loop_seconds = result.loop_seconds * self.request.steps / steps
+        return seconds - result.loop_seconds + self.loop_seconds
 
     def about(self, lpips_note: str) -> dict[str, Any]:
         """Where and with what it runs."""

@@ -19,6 +19,7 @@ COMMANDS = {
     "report": "a benchmark's results as one page",
     "demo": "the embedded model: uncached and five methods side by side",
     "app": "a page in the browser: one clip, uncached and with a method, in lock-step",
+    "evidence": "the table a sceptic asks for, on your model and machine",
     "presets": "list the published figures that are built in",
     "compare": "PSNR, SSIM and LPIPS of two clips or two folders of clips",
 }

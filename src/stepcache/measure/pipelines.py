@@ -168,7 +168,7 @@ def _hub_kind(model: str) -> str:
         ) from error
 
 
-def load_pipeline(model: str, device: str | None = None, dtype: str | None = None) -> Any:
+def load_pipeline(model: str, device: str | None = None, dtype: str | None = None, offload: bool = False) -> Any:
     """Load a diffusers pipeline.
 
     Args:
@@ -176,6 +176,7 @@ def load_pipeline(model: str, device: str | None = None, dtype: str | None = Non
         device: default cuda if there is one, else cpu.
         dtype: float32, bfloat16 or float16; default bfloat16 on cuda, float32 on cpu. Wan's VAE stays in float32: it
             loses colours in half precision.
+        offload: keep parts in the CPU's memory while they are not needed (diffusers' model offload).
 
     Raises:
         FileNotFoundError: no such folder or hub id.
@@ -193,9 +194,27 @@ def load_pipeline(model: str, device: str | None = None, dtype: str | None = Non
     try:
         with warnings.catch_warnings():  # newer diffusers say `dtype`, older ones know only `torch_dtype`
             warnings.filterwarnings("ignore", message=".*torch_dtype.*", category=FutureWarning)
-            return diffusers.DiffusionPipeline.from_pretrained(source, torch_dtype=precision).to(place)
+            pipe = diffusers.DiffusionPipeline.from_pretrained(source, torch_dtype=precision)
+        if offload:
+            pipe.enable_model_cpu_offload(device=place)
+            return pipe
+        return pipe.to(place)
     except (SafetensorError, RuntimeError, LookupError, TypeError) as error:  # damaged files, or no memory for them
         raise ValueError(f"model {model!r} cannot be loaded on {place}: {error}") from error
+
+
+def weights_bytes(model: str, dtype: str) -> int | None:
+    """Bytes of a folder's weights once they are loaded in a precision; None for a hub id, or without safetensors."""
+    sizes = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I8": 1, "U8": 1, "F8_E4M3": 1, "F8_E5M2": 1}
+    width, total = getattr(torch, dtype).itemsize, 0
+    for path in _folder(model).glob("*/*.safetensors"):
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        for name, entry in header.items():
+            if name != "__metadata__":
+                begin, end = entry["data_offsets"]
+                total += (end - begin) // sizes.get(entry["dtype"], width) * width
+    return total or None
 
 
 def _diffusers() -> Any:

@@ -1,0 +1,113 @@
+"""`stepcache evidence`: the table a sceptic asks for, on a model and a machine of one's own.
+
+    stepcache evidence --model Wan-AI/Wan2.1-T2V-1.3B-Diffusers --hours 8
+    stepcache evidence --merge evidence-* --out evidence.md
+
+Steps, size and guidance are the model's own. First a control: all steps computed must be the uncached run bit for bit.
+Then, at half, two fifths, a third and a quarter of the steps: Hindsight, with schedules tried on other prompts and
+without; uniform reuse, Spectrum, extrapolation, what was published for the model, installed peers, and fewer steps. An
+uncached run with another sampler says what "close" means. The folder can be sent in as it is (docs/evidence.md).
+The same command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+from pathlib import Path
+
+import torch
+
+from stepcache.bench.evidence.rows import load_document, merged
+from stepcache.bench.evidence.session import Session
+from stepcache.bench.evidence.setup import CALIBRATION_PROMPTS, budgets_of
+from stepcache.commands.flags import EMBEDDED, Flags, add_device_flags, add_request_flags, request_from
+from stepcache.files import check_writable, read_text, write_atomically
+from stepcache.fleet.places import alone
+from stepcache.measure.device import find_device
+from stepcache.measure.lpips import SIZE
+from stepcache.measure.pipelines import weights_bytes
+from stepcache.measure.prompts import read_prompts
+
+RUN, MERGE = "runs (no --merge)", "--merge"
+GIB = 2**30
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of `stepcache evidence`."""
+    parser.description = __doc__
+    flags = Flags(parser, lambda args: {MERGE} if args.merge else {RUN})
+    add = functools.partial(flags.add, needs=RUN)
+    add("--model", metavar="DIR_OR_ID", help="folder or hub id of a diffusers pipeline")
+    add("--hours", type=float, metavar="H", help="stop after so many hours (default: 16 prompts, as long as it takes)")
+    flags.add("--out", metavar="PATH", help="folder (default: evidence-MODEL); with --merge a file for the table")
+    add(
+        "--prompts", metavar="FILE", help="one a line; the last four are for planning (default: the model's, else ours)"
+    )
+    add("--offload", action="store_true", default=False, help="keep parts in the CPU's memory while not needed")
+    add("--lpips", action="store_true", default=False, help=f"fetch AlexNet's weights ({SIZE}) if they are missing")
+    add_request_flags(flags, needs=RUN)
+    add_device_flags(flags, needs=RUN)
+    flags.add("--merge", nargs="+", metavar="DIR", help="make one table of several folders or evidence.json files")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Merge what was sent in; or check, load, and run what is not there yet."""
+    if args.merge:
+        table = merged([load_document(Path(path)) for path in args.merge])
+        print(table)
+        if args.out:
+            check_writable(args.out)
+            write_atomically(args.out, table + "\n")
+        return 0
+    if not args.model:
+        raise ValueError("give --model, or --merge with what was sent in.")
+    if args.hours is not None and not args.hours > 0:
+        raise ValueError(f"--hours is {args.hours:g}; expected more than 0.")
+    request = request_from(args)
+    budgets_of(request.steps)
+    prompts = prompts_for(args)
+    folder = Path(args.out or f"evidence-{Path(args.model).name}")
+    check_writable(folder, folder=True)
+    check_memory(args)
+    with alone(folder):
+        where = (args.device, args.dtype, args.offload)
+        session = Session(args.model, folder, request, prompts, where, args.hours, args.lpips)
+        return session.run()
+
+
+def prompts_for(args: argparse.Namespace) -> tuple[list[str], list[str]]:
+    """For evaluation, and for planning; the latter empty where there are too few.
+
+    Raises:
+        ValueError, FileNotFoundError: the file cannot be used.
+    """
+    own = Path(args.model) / "prompts.json"
+    if args.prompts is None and own.is_file():
+        known = json.loads(read_text(own, "prompts"))
+        return known["evaluation"], known["calibration"]
+    places = [folder / "prompts" / "forty.txt" for folder in EMBEDDED.parents[:1]]
+    found = read_prompts(args.prompts or places[0])
+    few = len(found) <= CALIBRATION_PROMPTS
+    return (found, []) if few else (found[:-CALIBRATION_PROMPTS], found[-CALIBRATION_PROMPTS:])
+
+
+def check_memory(args: argparse.Namespace) -> None:
+    """ValueError if a folder's weights alone are more than the free memory of the device."""
+    device = find_device(args.device)
+    dtype = args.dtype or ("bfloat16" if device.type == "cuda" else "float32")
+    needed, free = weights_bytes(args.model, dtype), free_bytes(device)
+    if needed is not None and not args.offload and needed > free:
+        raise ValueError(
+            f"the weights are {needed / GIB:.1f} GiB in {dtype} and {device} has {free / GIB:.1f} GiB free; use "
+            "--offload, --dtype bfloat16, or a smaller model."
+        )
+
+
+def free_bytes(device: torch.device) -> int:
+    """Free memory of a device."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
