@@ -42,6 +42,7 @@ class Item:
         seconds_per_computed_step, seconds_per_reused_step (of a skipped one), cache_bytes: of our methods.
         peak_bytes: most memory allocated on the GPU during the run; None on a CPU.
         psnr, ssim, lpips: against the uncached clip, means over frames; psnr None where the clips are identical.
+        clip_score: how well the frames fit the prompt, 0 to 100; None where CLIP's weights were not at hand.
         psnr_per_frame: dB; None where a frame is identical.
         step_errors: |x - x_uncached| / |x_uncached| of the latent after every step; empty if the steps are others.
         clip: path of the clip below the folder.
@@ -65,6 +66,7 @@ class Item:
     psnr: float | None = None
     ssim: float | None = None
     lpips: float | None = None
+    clip_score: float | None = None
     identical: bool = False
     psnr_per_frame: tuple[float | None, ...] = ()
     step_errors: tuple[float, ...] = ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import time
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,7 @@ class Runner:
         lpips: its network, if there is one.
         by_prompt: whether clips are named as VBench wants it.
         loop_seconds: about what the loop of an uncached run takes, once `warm_up` was called.
+        score: of frames and a prompt without a reference, where there is one (`measure.clip_score`).
         shared: whether others need the uncached runs made here: they are then kept in the folder.
     """
 
@@ -64,6 +65,7 @@ class Runner:
     lpips: LPIPS | None = None
     by_prompt: bool = False
     shared: bool = False
+    score: Callable[[np.ndarray, str], float] | None = None
     loop_seconds: float = 0.0
     _latest: tuple[Pair, Result] | None = field(default=None, repr=False)
 
@@ -167,6 +169,7 @@ class Runner:
             psnr=finite(distance.psnr),
             ssim=distance.ssim,
             lpips=distance.lpips,
+            clip_score=None if self.score is None else round(self.score(result.frames, item.prompt), 3),
             identical=distance.identical,
             psnr_per_frame=tuple(None if v is None else round(v, 3) for v in map(finite, distance.psnr_per_frame)),
             step_errors=tuple(float(f"{float((a - b).norm() / b.norm()):.4g}") for a, b in pairs),

@@ -32,6 +32,7 @@ class Row:
     psnr_worst: float | None = None
     ssim: float | None = None
     lpips: float | None = None
+    clip_score: float | None = None
     loop_seconds: float = 0.0
     seconds: float = 0.0
     loop_speedup: float = 0.0
@@ -63,6 +64,7 @@ def _row(method: str, label: str, items: list[Item], truth: Mapping[int, Item], 
         return Row(method, label, len(items), len(items))
     psnr = [math.inf if item.psnr is None else item.psnr for item in good]
     lpips = [item.lpips for item in good if item.lpips is not None]
+    scores = [item.clip_score for item in good if item.clip_score is not None]
     computed = statistics.fmean(item.computed for item in good)
     bounded = all(map(math.isfinite, psnr))
     pairs = [(item, truth[item.index]) for item in good]
@@ -78,6 +80,7 @@ def _row(method: str, label: str, items: list[Item], truth: Mapping[int, Item], 
         finite(min(psnr)),
         statistics.fmean(item.ssim or 0.0 for item in good),
         statistics.fmean(lpips) if lpips else None,
+        statistics.fmean(scores) if scores else None,
         statistics.median(item.loop_seconds for item in good),
         statistics.median(item.seconds for item in good),
         statistics.median(before.loop_seconds / item.loop_seconds for item, before in pairs),
@@ -90,6 +93,7 @@ def as_table(rows: Sequence[Row]) -> str:
     """For the terminal."""
     width = max((len(r.label) for r in rows), default=6)
     head = f"{'method':<{width}}  prompts  computed  ideal   loop  end to end  PSNR mean    std  worst    SSIM   LPIPS"
+    head += "   CLIP"
     lines = [head, "-" * len(head)]
     for r in rows:
         if r.failed == r.prompts:
@@ -100,6 +104,7 @@ def as_table(rows: Sequence[Row]) -> str:
         quality = quality if own else (*quality, _cell(r.ssim, 4), _cell(r.lpips, 4, "n/a"))
         cells = [f"{c:>{w}}" for c, w in zip(quality, (9, 5, 5, 6, 6), strict=True)]
         times = f"{r.ideal:>5.2f}x {r.loop_speedup:>5.2f}x {r.speedup:>10.2f}x"
+        cells.append(f"{_cell(r.clip_score, 2, 'n/a'):>5}")
         failed = f"  ({r.failed} failed)" if r.failed else ""
         lines.append(f"{r.label:<{width}}  {r.prompts:>7}  {r.computed:>8.1f} {times}  {'  '.join(cells)}{failed}")
     return "\n".join(lines)
@@ -120,7 +125,7 @@ def document(folder: Folder, setup: Setup, key: Mapping[str, Any], state: str, s
         said: what the control row gave.
     """
     about = folder.read()
-    kept = ("structure", "sampler", "machine", "dtype", "versions", "date", "lpips")
+    kept = ("structure", "sampler", "machine", "clock", "dtype", "versions", "date", "lpips", "clip_score")
     return {
         "schema": SCHEMA,
         "version": VERSION,

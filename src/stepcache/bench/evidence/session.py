@@ -6,6 +6,8 @@ import functools
 import importlib.util
 import json
 import math
+import shutil
+import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -37,6 +39,7 @@ from stepcache.bench.suite import Bench, Suite, duration
 from stepcache.files import write_atomically
 from stepcache.fleet.jobs import Alone
 from stepcache.hosts.diffusers import model_name
+from stepcache.measure.clip_score import find_clip_score
 from stepcache.measure.generation import Request, sample_latent
 from stepcache.measure.lpips import find_lpips
 from stepcache.measure.pipelines import load_pipeline, model_defaults
@@ -80,13 +83,21 @@ class Session:
         self.pipe = load_pipeline(self.model, *self.where)
         self.pipe.set_progress_bar_config(disable=True)
         fps = float(model_defaults(self.model).get("fps", 16.0))
-        self.runner = Runner(self.pipe, self.request, self.results, [], self.prompts[0], 0, fps, lpips, shared=True)
+        score, scored = find_clip_score()
+        self.runner = Runner(
+            self.pipe, self.request, self.results, [], self.prompts[0], 0, fps, lpips, shared=True, score=score
+        )
         cost = self.measured()
         setup = self.setup(cost)
         self.say(self.estimate(setup, cost))
         contenders = self.contenders(setup)
         suite = Suite(self.model, self.folder, self.request, list(setup.prompts), [0], contenders, fps)
-        description = suite.described((0, 1), resume=True) | {"fps": fps} | self.runner.about(note)
+        description = (
+            suite.described((0, 1), resume=True)
+            | {"fps": fps}
+            | self.runner.about(note)
+            | {"clip_score": scored, "clock": clock(self.pipe.device)}
+        )
         if "ceiling" not in description:
             why, runs = control(self.pipe, replace(self.request, prompt=setup.prompts[0], seed=0))
             if why is not None:
@@ -255,6 +266,15 @@ class Session:
             f"\n{text}\n\nwrote {self.folder}: evidence.json, evidence.txt, report.html. How to send it in: "
             "docs/evidence.md"
         )
+
+
+def clock(device: torch.device) -> str | None:
+    """A card's highest clock and its limit of power, as its driver says; None on a CPU or without its tool."""
+    if device.type != "cuda" or not shutil.which("nvidia-smi"):
+        return None
+    asked = "--query-gpu=clocks.max.sm,power.limit,driver_version"
+    words = ["nvidia-smi", asked, "--format=csv,noheader", f"--id={device.index or 0}"]
+    return subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip() or None
 
 
 def _schedules(contenders: Sequence[Contender | Search]) -> dict[str, str]:
