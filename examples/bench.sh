@@ -9,5 +9,5 @@ MODEL="${MODEL:-assets/zoo/patterns}"
 PROMPTS="${PROMPTS:-assets/prompts/patterns.txt}"
 OUT="${OUT:-$(mktemp -d)/results}"
 stepcache bench --model "$MODEL" --prompts "$PROMPTS" --out "$OUT" $RESUME \
-    --policies "hindsight:25 hindsight:14 uniform:25 uniform:14 steps:25 steps:14 fbcache:0.1"
+    --policies "hindsight:25 uniform:25 steps:25 fbcache:0.1"
 stepcache report "$OUT"

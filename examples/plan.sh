@@ -10,7 +10,7 @@ PROMPTS="${PROMPTS:-assets/prompts/patterns.txt}"
 OUT="$(mktemp -d)"
 stepcache calibrate --model "$MODEL" --prompts "$PROMPTS" --out "$OUT/calibration.json"
 stepcache show "$OUT/calibration.json"                                     # expected error of every budget
-stepcache plan --calibration "$OUT/calibration.json" --budget 20 --refine 3 --model "$MODEL" --out "$OUT/plan.json"
+stepcache plan --calibration "$OUT/calibration.json" --budget 20 --refine 1 --model "$MODEL" --out "$OUT/plan.json"
 PROMPT="$(grep -v '^#' "$PROMPTS" | tail -n 1)"
 stepcache generate --model "$MODEL" --prompt "$PROMPT" --plan "$OUT/plan.json" --output "$OUT/planned.mp4"
 echo "everything is in $OUT"
