@@ -1,4 +1,4 @@
-"""The `stepcache` command: generate, calibrate, plan, show, bench, report, demo, app, presets, compare."""
+"""The `stepcache` command: generate, calibrate, plan, show, bench, report, demo, app, presets, compare, selftest."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ COMMANDS = {
     "evidence": "the table a sceptic asks for, on your model and machine",
     "presets": "list the published figures that are built in",
     "compare": "PSNR, SSIM and LPIPS of two clips or two folders of clips",
+    "selftest": "does everything work on this machine? under two minutes, tiny models",
 }
 """Modules of this package. The one that is asked for is imported, so that help and version need not wait for torch."""
 
