@@ -1,7 +1,6 @@
-"""What users combine a cache with: compilation, offloading, LoRA, batches, callbacks, threads, two experts."""
+"""What users combine a cache with: compilation, offloading, LoRA, batches, callbacks, two experts."""
 
 import gc
-import threading
 
 import pytest
 import torch
@@ -105,20 +104,6 @@ def test_model_offload_over_two_runs(pipe):
     assert run.summary().computed == HALF.computed
 
 
-@pytest.mark.parametrize("boundary", ["output", "blocks"])
-def test_group_offload(boundary):
-    pipe = tiny_pipe()
-    with stepcache.accelerate(pipe, HALF, boundary=boundary):
-        expected = sample(pipe)
-    pipe.transformer.enable_group_offload(
-        onload_device=torch.device("cpu"), offload_device=torch.device("cpu"), offload_type="leaf_level"
-    )
-    for _ in range(2):
-        with stepcache.accelerate(pipe, HALF, boundary=boundary) as run:
-            assert torch.equal(sample(pipe), expected)
-        assert run.summary().computed == HALF.computed
-
-
 def test_lora_loaded_and_scaled(pipe):
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False)
@@ -207,27 +192,6 @@ def test_two_pipelines_interleaved_step_by_step():
     with stepcache.accelerate(first, HALF), stepcache.accelerate(second, LINEAR):
         assert torch.equal(sample(first, callback_on_step_end=interrupt), expected)
     assert torch.equal(results[0], inner)
-
-
-def test_two_pipelines_in_two_threads():
-    pipes = [tiny_pipe(0), tiny_pipe(7)]
-    expected, results = [], [None, None]
-    for pipe, plan in zip(pipes, (HALF, LINEAR), strict=True):
-        with stepcache.accelerate(pipe, plan):
-            expected.append(sample(pipe))
-
-    def work(i: int, plan: Plan) -> None:
-        with stepcache.accelerate(pipes[i], plan):
-            for _ in range(3):
-                results[i] = sample(pipes[i])
-
-    threads = [threading.Thread(target=work, args=(i, plan)) for i, plan in enumerate((HALF, LINEAR))]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
-    for got, wanted in zip(results, expected, strict=True):
-        assert torch.equal(got, wanted)
 
 
 def two_experts():
