@@ -154,7 +154,7 @@ def test_the_command_tells_what_passed_and_writes_it(tmp_path, capsys):
     assert f"torch {torch.__version__}" in versions
     assert first.split()[:2] == ["guidance-off", "ok"]
     assert second.split()[:2] == ["no-waiting", "skipped"]
-    assert last == "1 passed, 0 failed, 1 skipped (1 need a CUDA device)"
+    assert last == "1 passed, 0 failed, 1 skipped (needs a CUDA device)"
     found = json.loads(file.read_text(encoding="utf-8"))
     assert (found["torch"], found["device"]) == (torch.__version__, "cpu")
     assert [(check["name"], check["result"]) for check in found["checks"]] == [

@@ -28,7 +28,7 @@ from stepcache.core.trajectory import Boundary, Trajectory
 from stepcache.hindsight.method import FollowHindsight, Hindsight
 from stepcache.hindsight.schedule import noise_levels_of
 from stepcache.hosts.diffusers import accelerate
-from stepcache.methods import EasyCache, LeMiCa, MagCache, MagCacheCalibration, Off, TaylorSeer, Uniform
+from stepcache.methods import EasyCache, MagCacheCalibration, Off, TaylorSeer, Uniform
 from stepcache.named import named
 
 STEPS, BUDGET = 12, 6
@@ -46,15 +46,13 @@ METHODS = (
     f"magcache:0.12,table={WAN},interp=product",
     f"teacache:0.2,table={WAN},ret_steps=1",
     "taylorseer:3",
+    f"spectrum:{BUDGET}",
 )
 """Every method that needs no file, as `stepcache.named` writes it."""
-PLANNED: tuple[Policy, ...] = (
-    Hindsight(BUDGET),
-    Uniform(BUDGET),
-    LeMiCa(BUDGET, WAN, resample=True),
-    MagCache(0.12, model=WAN, interp="product"),
-)
-"""Methods that know their schedule beforehand, so that nothing has to be read from the device."""
+MEASURING = ("easycache",)
+"""Those that decide by what they measure while they run."""
+PLANNED = tuple(named(text) for text in METHODS if not text.startswith(("uncached", *MEASURING)))
+"""Those that know their schedule once a run begins, so that nothing has to be read from the device later."""
 NEEDS_CARD = "needs a CUDA device"
 
 
@@ -427,6 +425,8 @@ def _graphs() -> int:
 def offload_models(device: torch.device) -> str:
     """With the model moved in and out by accelerate, runs are bit-identical to those without, twice."""
     _require_card(device)
+    if importlib.util.find_spec("accelerate") is None:
+        raise NotHere("needs accelerate (pip install accelerate)")
     pipe = gentle_pipe()
     return _offloaded(device, pipe, lambda: pipe.enable_model_cpu_offload(device=device))
 
@@ -521,8 +521,9 @@ def no_waiting(device: torch.device) -> str:
         with accelerate(pipe, policy):
             where = _first_wait(lambda note: sample(pipe, device=device, callback_on_step_end=note))
         _require(not where, f"{policy} waits for the device: {where}")
-    names = ", ".join(str(policy).split(" (")[0] for policy in PLANNED)
-    return f"{names}: no synchronisation after step 1 (exempt, since they measure: easycache, teacache)"
+    names = dict.fromkeys(str(policy).split(" (")[0] for policy in PLANNED)
+    exempt = ", ".join(MEASURING)
+    return f"{', '.join(names)}: no synchronisation after step 1 (exempt, since it measures while it runs: {exempt})"
 
 
 def _first_wait(generate: Callable[[Callable[..., Any]], Any]) -> str:

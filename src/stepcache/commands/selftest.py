@@ -56,9 +56,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def counts(outcomes: list[Outcome]) -> str:
-    """How many passed, failed, and were skipped for which reason."""
+    """How many passed, failed, and were skipped, and why."""
     numbers = Counter(found.result for found in outcomes)
-    reasons = Counter(found.sentence for found in outcomes if found.result == "skipped")
-    said = "; ".join(f"{number} {reason}".replace("needs", "need") for reason, number in reasons.items())
-    skipped = f"{numbers['skipped']} skipped" + (f" ({said})" if said else "")
+    reasons = "; ".join(dict.fromkeys(found.sentence for found in outcomes if found.result == "skipped"))
+    skipped = f"{numbers['skipped']} skipped" + (f" ({reasons})" if reasons else "")
     return f"{numbers['passed']} passed, {numbers['failed']} failed, {skipped}"
