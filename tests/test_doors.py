@@ -486,4 +486,5 @@ def test_attach_calibrates():
         stepcache.attach(net, Recorder(size=(7, 4)), **options),
     ):
         scheduler.set_timesteps(12)
-        net(torch.zeros(1, 5, 4), 1.0)
+        x = torch.zeros(1, 5, 4)
+        scheduler.step(net(x, 1.0), scheduler.timesteps[0], x)
