@@ -12,13 +12,13 @@ Rows = list[dict[str, float]]
 """Computed steps and PSNR, one a prompt; empty where a method has no such run."""
 OURS, ON_OURS = "hindsight", "our steps: "
 FEW = ("20 steps", "8 steps")
-FEW_STEPS = """| steps | what to use | where nothing helps |
+FEW_STEPS = """| steps | recommended | exceptions and limits |
 |---|---|---|
 | 28 | hindsight, with a third of them or more | at 10 on tiny-wan LeMiCa's closed form is 0.7 dB closer |
-| 20 | hindsight with half of them or more | with 7 nothing is reliable; at 14 on tiny-wan reuse is 0.8 dB closer |
-| 8 | hindsight with 6, or all | on tiny-wan not even that; with 5 or 4 nothing is reliable: take fewer steps |
+| 20 | hindsight with half of them or more | with 7 no method is reliable; at 14 on tiny-wan reuse is 0.8 dB closer |
+| 8 | hindsight with 6, or all | with 6 on tiny-wan nothing helps; with 5 or 4 no method is reliable: run the sampler with fewer steps |
 
-PSNR to the uncached run of as many steps, mean / worst prompt, dB:
+PSNR to the uncached run of the same number of steps, mean / worst prompt, dB:
 """
 SHOWN = (
     "uniform reuse",
@@ -55,10 +55,10 @@ def by_model(results: dict[str, Any]) -> dict[str, dict[tuple[str, int], dict[st
 
 
 def best(methods: dict[str, Rows], own_steps: bool, score: Callable[[np.ndarray], float]) -> tuple[float, str]:
-    """The best rival's score and name; those on our steps are rivals of the planned method only."""
-    rivals = [n for n, rows in methods.items() if rows and not n.startswith(OURS)]
-    rivals = [n for n in rivals if own_steps or not n.startswith(ON_OURS)]
-    return max((score(values(methods[name])), name) for name in rivals)
+    """Score and name of the best other method; those on our steps are compared with the planned method only."""
+    others = [n for n, rows in methods.items() if rows and not n.startswith(OURS)]
+    others = [n for n in others if own_steps or not n.startswith(ON_OURS)]
+    return max((score(values(methods[name])), name) for name in others)
 
 
 def mean(found: np.ndarray) -> float:
@@ -72,7 +72,7 @@ def worst(found: np.ndarray) -> float:
 
 
 def differences(results: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """A row a cell: ours against the best rival, and the worst prompts."""
+    """A row per cell: ours against the best other method, and the worst prompts."""
     for model, cells in by_model(results).items():
         for (setting, budget), methods in cells.items():
             if not methods.get(OURS) or setting in FEW:
@@ -92,7 +92,7 @@ def differences(results: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def verdict(results: dict[str, Any]) -> str:
-    """The whole in one table."""
+    """The summary table."""
     rows = list(differences(results))
     planned = [row for row in rows if "planned" in row]
 
@@ -104,14 +104,14 @@ def verdict(results: dict[str, Any]) -> str:
         return f"{np.mean(found):+.1f} dB" if found else "-"
 
     lines = [
-        ("hindsight above the best rival, mean of the prompts", share(rows, "mean", 0)),
+        ("hindsight above the best other method, mean of the prompts", share(rows, "mean", 0)),
         ("by how much, averaged over cells", average(rows, "mean")),
         ("in its worst cell", f"{min(row['mean'] for row in rows):+.1f} dB"),
-        ("its worst prompt not below uniform reuse's by more than 0.5 dB", share(rows, "worst", -0.5)),
-        ("planned above the best rival, those on our own steps included", share(planned, "planned", 0)),
+        ("its worst prompt at most 0.5 dB below uniform reuse's", share(rows, "worst", -0.5)),
+        ("planned above the best other method, those on our own steps included", share(planned, "planned", 0)),
         ("by how much", average(planned, "planned")),
-        ("its worst prompt not below the best rival's by more than 1 dB", share(planned, "planned worst", -1.0)),
-        ("what planning adds to hindsight without a calibration", average(planned, "gain")),
+        ("its worst prompt at most 1 dB below the best other method's", share(planned, "planned worst", -1.0)),
+        ("gain of planning over hindsight without a calibration", average(planned, "gain")),
         ("planned on 4 prompts, against 8", average(planned, "four")),
     ]
     return "| | |\n|---|---|\n" + "\n".join(f"| {what} | {value} |" for what, value in lines)
@@ -132,7 +132,7 @@ def table(cells: dict[tuple[str, int], dict[str, Rows]], setting: str) -> str:
 
 
 def few_steps(results: dict[str, Any]) -> str:
-    """Runs of 28, 20 and 8 steps, a row a cell: mean and worst prompt."""
+    """Runs of 28, 20 and 8 steps, a row per cell: mean and worst prompt."""
     names = ("fewer steps", "uniform reuse", "extrapolation, order 1", "ZEUS", OURS)
     lines = ["| model | steps | B | " + " | ".join(names) + " |", "|---" * (len(names) + 3) + "|"]
     for model, cells in by_model(results).items():
@@ -145,7 +145,7 @@ def few_steps(results: dict[str, Any]) -> str:
 
 
 def judged(quality: dict[str, Any]) -> str:
-    """Colour and direction of the embedded model's clips, a row a method."""
+    """Colour and direction of the embedded model's clips, a row per method."""
     whole = quality["rows"]["uncached"]["50"]
     budgets = sorted({b for name, row in quality["rows"].items() if name != "uncached" for b in row}, key=int)[::-1]
     lines = ["| 50 steps | " + " | ".join(f"B = {b}" for b in budgets) + " |", "|---" * (len(budgets) + 1) + "|"]
@@ -154,8 +154,8 @@ def judged(quality: dict[str, Any]) -> str:
         if name != "uncached":
             lines.append(f"| {name} | " + " | ".join(share(row.get(b)) for b in budgets) + " |")
     head = (
-        f"Of {quality['prompts']} clips of held-out scenes of tiny-wan (`python bench/quality.py`), the share in %\n"
-        "that shows the asked colour / moves in the asked direction. Uncached: "
+        f"Percentage of {quality['prompts']} clips of held-out scenes of tiny-wan (`python bench/quality.py`)\n"
+        "that show the requested colour / move in the requested direction. Uncached: "
         f"{share(whole)}. One clip is {100 / quality['prompts']:.0f} %."
     )
     return head + "\n\n" + "\n".join(lines)
@@ -201,23 +201,24 @@ def page(results: dict[str, Any], quality: dict[str, Any] | None = None) -> str:
     parts = [
         f"""# Results
 
-What: every method at equal numbers of computed steps, on four small trained models of different kinds. They are of no
-use for anything else, and say which ideas hold on several models, not how Wan2.1 will look.
+Every method at equal numbers of computed steps, on four small trained models of different kinds. These models have no
+other use. They show which ideas hold on several models, not how Wan2.1 will look.
 
 | model | of | kind | guidance | sampler |
 |---|---|---|---|---|
-| [tiny-wan](../assets/tiny-wan/README.md) | video | Wan | 5, two calls a step | UniPC |
+| [tiny-wan](../assets/tiny-wan/README.md) | video | Wan | 5, two calls per step | UniPC |
 | [emoji](../assets/zoo/emoji/README.md) | images | Qwen-Image | 4, rescaled to the norm | Euler |
-| [landscapes](../assets/zoo/landscapes/README.md) | images | FLUX | 3.5, distilled: one call a step | Euler |
+| [landscapes](../assets/zoo/landscapes/README.md) | images | FLUX | 3.5, distilled: one call per step | Euler |
 | [patterns](../assets/zoo/patterns/README.md) | video | CogVideoX, v-prediction | 6, one batched call | DDIM |
 
-How: `python bench/zoo.py`, then `python bench/zoo.py --pages`. {about["prompts"]} evaluation prompts a model, on
-which nothing was chosen; PSNR in dB of decoded pictures to the model's own uncached run of the same seed: mean /
-worst quarter / worst prompt. What is calibrated or tuned sees eight other prompts. Hindsight's rule and its
+To reproduce: `python bench/zoo.py`, then `python bench/zoo.py --pages`. {about["prompts"]} evaluation prompts per
+model, on which nothing was chosen; PSNR in dB of decoded pictures to the model's own uncached run of the same seed:
+mean / worst quarter / worst prompt. Calibration and tuning use eight other prompts. Hindsight's rule and its
 constants (`MEMORY`, `CLEAN`, `NOISY`) were chosen on twelve development prompts of these same models
 ([research.md](research.md)), so the table is no evidence about models beyond these four. "Planned": the best of 16
-schedules on the eight prompts. Rivals run on even steps, unless their own schedule is named; "our steps" are
-hindsight's own schedule. cache-dit runs its first block at skipped steps too. SeaCache (diffusers 0.42) skips
+schedules on the eight prompts. Other methods run on even steps, unless their own schedule is named; "our steps" are
+hindsight's own schedule. "B": the budget, the number of computed steps; "n": the mean number computed, where it
+differs. cache-dit runs its first block at skipped steps too. SeaCache (diffusers 0.42) skips
 nothing on three of these transformers and is left out. `-`: the method has no such run.
 {not_run(results)}TeaCache has no published polynomial for any of these models. Made on
 {about["date"]}, {about["machine"]}, torch {about["torch"]}, stepcache {about["stepcache"]}.
@@ -228,7 +229,7 @@ nothing on three of these transformers and is left out. `-`: the method has no s
 """
     ]
     if quality:
-        parts.append(f"## Is it good, not only close?\n\n{judged(quality)}\n")
+        parts.append(f"## Quality apart from closeness\n\n{judged(quality)}\n")
     parts.append(f"## Few steps\n\n{FEW_STEPS}\n{few_steps(results)}\n")
     for model, cells in by_model(results).items():
         settings = [name for name in dict.fromkeys(setting for setting, _ in cells) if name not in FEW]
