@@ -24,12 +24,12 @@ CATEGORY = "advanced/stepcache"
 MODEL = "The diffusion model, after LoRA, model sampling (shift) and compile nodes."
 BUDGET = (
     "How much is computed: a share of the sampler's evaluations above 0 and up to 1 (0.5: half the time), or their "
-    "number, 2 or more. Of several samplers in a row each has its own."
+    "number, 2 or more. Samplers in a row each have their own budget."
 )
 
 
 def advanced(put: Any) -> Any:
-    """An input that is folded away, where the page can fold."""
+    """An input among the advanced ones, where the page supports that."""
     put.extra_dict = {**(getattr(put, "extra_dict", None) or {}), "advanced": True}
     return put
 
@@ -65,7 +65,7 @@ def policies(method: str, budget: float, threshold: float, table: str) -> Callab
 
 
 class StepCache(io.ComfyNode):
-    """Accelerate every sampler that this model is given to."""
+    """Speed up every sampler that uses this model."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -82,13 +82,13 @@ class StepCache(io.ComfyNode):
                     "method",
                     options=["hindsight", "uniform", "lemica", "easycache"],
                     default="hindsight",
-                    tooltip="hindsight: forecasts, and corrects itself whenever an evaluation shows how they went; the "
-                    "closest in our measurements. uniform: even steps, the last output again. lemica: published "
+                    tooltip="hindsight: forecasts, and corrects them at every computed evaluation; the closest in our "
+                    "measurements. uniform: even steps, the last output is reused. lemica: published "
                     "steps of one model and step count (advanced inputs). easycache: decides while running, by a "
                     "threshold.",
                 ),
                 io.Float.Input("budget", default=0.5, min=0.0, max=1000.0, step=0.05, tooltip=BUDGET),
-                io.Boolean.Input("enabled", default=True, tooltip="Off: the model as it came in."),
+                io.Boolean.Input("enabled", default=True, tooltip="Off: the model passes through."),
                 advanced(
                     io.Float.Input(
                         "threshold",
@@ -96,7 +96,7 @@ class StepCache(io.ComfyNode):
                         min=0.001,
                         max=5.0,
                         step=0.005,
-                        tooltip="Of easycache only, which takes it instead of a budget: larger skips more.",
+                        tooltip="easycache only, used instead of the budget: a larger one skips more.",
                     )
                 ),
                 advanced(
@@ -104,7 +104,7 @@ class StepCache(io.ComfyNode):
                         "table",
                         options=sorted(SCHEDULES),
                         default="wan2.1-t2v-1.3B",
-                        tooltip="Of lemica only: whose published steps to take.",
+                        tooltip="lemica only: the model whose published steps are used.",
                     )
                 ),
             ],
@@ -137,7 +137,7 @@ class StepCachePlan(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip=MODEL),
                 io.String.Input(
-                    "plan", default="plan.json", tooltip="A file, of its own or in ComfyUI's input folder."
+                    "plan", default="plan.json", tooltip="A file in ComfyUI's input folder, or its full path."
                 ),
             ],
             outputs=[io.Model.Output(tooltip="The model, accelerated.")],
@@ -161,15 +161,15 @@ class StepCacheCalibrate(io.ComfyNode):
             node_id="StepCacheCalibrate",
             display_name="StepCache calibrate",
             category=CATEGORY,
-            description="Let the sampler compute everything and add what it shows to a calibration, from which "
-            "`stepcache plan` makes plans. Queue it once a prompt, eight are enough.",
+            description="Compute every step and add the recorded run to a calibration, from which "
+            "`stepcache plan` makes plans. Queue it once per prompt; eight are enough.",
             inputs=[
                 io.Model.Input("model", tooltip=MODEL),
-                io.String.Input("prompt", default="", multiline=True, tooltip="The run's name in the file."),
-                io.Int.Input("seed", default=0, min=0, max=2**63 - 1, tooltip="The sampler's, likewise."),
+                io.String.Input("prompt", default="", multiline=True, tooltip="Identifies the run in the file."),
+                io.Int.Input("seed", default=0, min=0, max=2**63 - 1, tooltip="The sampler's seed, likewise."),
                 io.String.Input("file", default="calibration.json", tooltip="In ComfyUI's output folder."),
             ],
-            outputs=[io.Model.Output(tooltip="The model, watched.")],
+            outputs=[io.Model.Output(tooltip="The model, with recording.")],
         )
 
     @classmethod
