@@ -101,15 +101,15 @@ def card(recipe: base.Recipe, pipe: Any, about: dict[str, Any]) -> str:
     call = ", ".join(f"{k}={v!r}" for k, v in recipe.call.items())
     return f"""# {recipe.name}
 
-A small trained `{type(pipe).__name__}` of the zoo (`bench/zoo.py`), not of use for anything else: {recipe.doc}.
+A small trained `{type(pipe).__name__}` of the zoo (`bench/zoo.py`), with no other use: {recipe.doc}.
 
-- **Made by** `python tools/train_zoo.py {recipe.name} --work outputs/{recipe.name}`, from nothing.
+- **Made by** `python tools/train_zoo.py {recipe.name} --work outputs/{recipe.name}`, from scratch.
 - **Data:** {recipe.data}.
-- **Parts:** {sizes} parameters, in float16; text encoder at random weights; {type(pipe.scheduler).__name__}.
+- **Parts:** {sizes} parameters, in float16; text encoder with random weights; {type(pipe.scheduler).__name__}.
 - **Call:** `{call}`
 - **25 against 50 steps:** {half["mean"]} dB mean, {half["worst"]} dB worst of {half["prompts"]} prompts.
 
-| stage | iterations | minutes | loss at first | at last |
+| stage | iterations | minutes | first loss | last loss |
 |---|---|---|---|---|
 {chr(10).join(stages)}
 

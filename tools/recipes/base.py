@@ -157,7 +157,7 @@ def kept(scene: Drawn) -> bool:
 
 
 def frozen_t5(vocabulary: int) -> T5EncoderModel:
-    """A small text encoder at random weights."""
+    """A small text encoder with random weights."""
     return T5EncoderModel(
         T5Config(vocab_size=vocabulary, d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4, dropout_rate=0.0)
     )

@@ -38,12 +38,12 @@ class Emoji(Recipe):
     name = "emoji"
     data = "3,650 pictures of Noto Color Emoji (SIL Open Font License) at 64x64 on white, with their Unicode names"
     doc = (
-        "an image model of Qwen-Image's kind: latents as tokens, true guidance that is rescaled to the norm of the "
+        "a Qwen-Image image model: latents as tokens, true guidance that is rescaled to the norm of the "
         "conditional output, Euler with a shift that depends on the size"
     )
     limits = (
         "Trained briefly: people and faces are recognisable, many things are blobs of the right colour, names of new "
-        "combinations give blends. So all prompts are names of its own pictures."
+        "combinations give blends. So all prompts are names from its training set."
     )
     settings = Settings(vae_steps=1600, steps=6000, batch=24, shift=1.5)
     channels = 16

@@ -69,8 +69,8 @@ class Landscapes(DrawnRecipe):
 
     name = "landscapes"
     data = "14,000 drawn landscapes at 64x64: sky, sun or moon, ridge, ground and an object, one phrase each"
-    doc = "a guidance-distilled image model of FLUX's kind: one call a step, the guidance scale an input"
-    limits = "Positions of things are free, so they overlap at times; a phrase it does not know is ignored."
+    doc = "a guidance-distilled FLUX image model: one call per step, with the guidance scale as an input"
+    limits = "Objects are placed freely, so they may overlap; unknown phrases are ignored."
     settings = Settings(vae_steps=2500, steps=5000, batch=24, shift=1.5, distil_steps=2000)
     channels = 12
     count = 14000
