@@ -16,7 +16,7 @@ FEW_STEPS = """| steps | recommended | exceptions and limits |
 |---|---|---|
 | 28 | hindsight, with a third of them or more | at 10 on tiny-wan LeMiCa's closed form is 0.7 dB closer |
 | 20 | hindsight with half of them or more | with 7 no method is reliable; at 14 on tiny-wan reuse is 0.8 dB closer |
-| 8 | hindsight with 6, or all | with 6 on tiny-wan nothing helps; with 5 or 4 no method is reliable: run the sampler with fewer steps |
+| 8 | hindsight with 6, or all | on tiny-wan nothing helps; with 5 or 4 no method is reliable: use fewer steps |
 
 PSNR to the uncached run of the same number of steps, mean / worst prompt, dB:
 """

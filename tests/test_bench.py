@@ -381,7 +381,7 @@ def test_shards_merge_into_the_whole(model, tmp_path, capsys):
     assert main(["bench", "--merge", parts[0], "--out", out]) == 1
     assert "2 item(s) are missing" in capsys.readouterr().out
     assert main(["bench", "--merge", *parts, "--out", out]) == 0
-    assert "all items are there" in capsys.readouterr().out
+    assert "all items are present" in capsys.readouterr().out
     assert bench(model, tmp_path, "uniform:4", out="whole") == 0
     whole, merged = ({(i.method, i.index): i for i in Folder(tmp_path / n).items()} for n in ("whole", "results"))
     assert whole.keys() == merged.keys()
@@ -517,7 +517,7 @@ def test_results_at_any_address(model, tmp_path, capsys, kind):
     assert main([*arguments, "--policies", "uniform:4", "--out", out, "--resume"]) == 0
     assert gone.exists()
     assert main(["bench", "--merge", out, "--out", str(tmp_path / "near")]) == 0
-    assert "all items are there" in capsys.readouterr().out
+    assert "all items are present" in capsys.readouterr().out
     near = Folder(tmp_path / "near")
     assert near.items() == there.items()
     assert all((near.root / item.clip).stat().st_size > 0 for item in near.items())

@@ -323,7 +323,7 @@ def test_ctrl_c_while_a_command_is_imported(monkeypatch, capsys):
 
     monkeypatch.setattr("stepcache.commands.main.importlib.import_module", interrupted)
     assert command("demo") == 130
-    assert capsys.readouterr().err == "stepcache demo: interrupted; nothing half-written was left.\n"
+    assert capsys.readouterr().err == "stepcache demo: interrupted; no partial files were left.\n"
 
 
 def test_demo_writes_table_clips_sheet_and_animation(model, tmp_path, capsys):
@@ -370,7 +370,7 @@ def test_demo_of_other_methods(model, tmp_path, capsys):
     assert (tmp_path / "uniform_3.mp4").exists()
     for flags, says in (
         (("--policies", ""), "--policies is empty"),
-        (("--policies", "uncached"), "names no method beside the uncached run"),
+        (("--policies", "uncached"), "names no method besides the uncached run"),
         (("--policies", "uniform:3 uniform:3"), "more than once"),
         (("--policies", "uniform:9"), "does not fit 6 steps"),
         (("--policies", "easycache:@9"), "a run has 6 steps"),

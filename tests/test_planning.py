@@ -72,10 +72,10 @@ def test_it_goes_on_where_it_stopped(model, calibrated, tmp_path, capsys):
     text = (calibrated / "calibration.json").read_text()
     (folder / "calibration.json").write_text(text)
     assert calibrate(model, folder) == 0
-    assert "has 2 run(s); 1 of 3 are still to do" in capsys.readouterr().out
+    assert "has 2 run(s); 1 of 3 remain" in capsys.readouterr().out
     assert len(Calibration.load(folder / "calibration.json").runs) == 3
     assert calibrate(model, folder, "--guidance", 5) == 2
-    assert "guidance 3.0 (asked for: 5.0)" in capsys.readouterr().err
+    assert "guidance 3.0 (requested: 5.0)" in capsys.readouterr().err
     out = folder / "merged.json"
     files = [str(calibrated / "calibration.json"), str(folder / "calibration.json")]
     assert main(["calibrate", "--merge", *files, "--out", str(out)]) == 0
@@ -269,8 +269,8 @@ def test_another_calibration_is_told_before_its_runs(model, calibrated, tmp_path
     (tmp_path / "calibration.json").write_text((calibrated / "calibration.json").read_text())
     before = (tmp_path / "calibration.json").read_text()
     for flags, says in (
-        (("--guidance", 4), "guidance 3.0 (asked for: 4.0)"),
-        (("--steps", 20), "num_steps 16 (asked for: 20)"),
+        (("--guidance", 4), "guidance 3.0 (requested: 4.0)"),
+        (("--steps", 20), "num_steps 16 (requested: 20)"),
     ):
         assert calibrate(model, tmp_path, *flags) == 2
         assert says in capsys.readouterr().err

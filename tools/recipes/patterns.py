@@ -54,9 +54,7 @@ class Patterns(DrawnRecipe):
 
     name = "patterns"
     data = "8,000 drawn clips of 9 frames at 48x48: two-colour patterns that drift, turn, grow or sway"
-    doc = (
-        "a CogVideoX video model: v-prediction on DDIM's noise levels, both branches of guidance in one call"
-    )
+    doc = "a CogVideoX video model: v-prediction on DDIM's noise levels, both branches of guidance in one call"
     limits = "Trained briefly: colours follow the caption, patterns are blotches, and motion was not measured."
     settings = Settings(vae_steps=2000, steps=6000, batch=16)
     channels = 16

@@ -19,10 +19,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         default=str(EMBEDDED),
         metavar="DIR_OR_ID",
-        help="what the page begins with (default: the embedded model)",
+        help="the model selected at first (default: the embedded model)",
     )
-    flags.add("--host", default="127.0.0.1", help="address to listen at (127.0.0.1: this machine only)")
-    flags.add("--port", type=int, metavar="N", help="default: the first free one from 7860")
+    flags.add("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine only)")
+    flags.add("--port", type=int, metavar="N", help="default: the first free one from 7860 on")
     add_device_flags(flags)
 
 

@@ -4,7 +4,8 @@ r"""`stepcache bench`: every method on every prompt and seed, against the uncach
         --policies "lemica:25 easycache:@25 magcache:0.12,K=4 plan:plan.json steps:25"
     stepcache report results
 
-One JSON an item (a method on a prompt and seed), written whole or not at all: interrupt at will, `--resume` goes on.
+One JSON per item (a method on a prompt and seed), written whole or not at all: interrupt at any time, `--resume`
+continues.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags = Flags(parser, _modes)
     add = functools.partial(flags.add, needs=RUN)
     add("--model", metavar="DIR_OR_ID", help="folder or hub id of a diffusers pipeline")
-    add("--prompts", metavar="FILE", help="text file, one prompt a line; or VBench's JSON")
+    add("--prompts", metavar="FILE", help="text file, one prompt per line; or VBench's JSON")
     add("--policies", metavar="LIST", help="methods, separated by spaces: see below")
     flags.add(
         "--out", required=True, metavar="DIR", help="folder for items, clips and the table; or an address such as s3://"
@@ -56,18 +57,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--resume",
         action="store_true",
         default=False,
-        help="go on with --out: what is there is not run again, failures are",
+        help="continue in --out: finished items are kept, failed ones are run again",
     )
     add_request_flags(flags, needs=RUN)
-    add("--fps", type=float, help="of the clips (default: the model's, else 16)")
+    add("--fps", type=float, help="frame rate of the clips (default: the model's, else 16)")
     add_device_flags(flags, needs=RUN)
     add("--lpips_backbone", metavar="FILE", help="AlexNet's weights (default: torch.hub's checkpoint folder)")
-    add("--lpips", action="store_true", default=False, help=f"fetch AlexNet's weights ({SIZE}) if they are missing")
+    add("--lpips", action="store_true", default=False, help=f"download AlexNet's weights ({SIZE}) if they are missing")
     flags.add(
         "--shard",
         metavar="I/N",
         needs=HERE,
-        help="run every N-th prompt and seed from the I-th on; auto, auto/N: as Slurm or torchrun say",
+        help="run every N-th prompt and seed from the I-th on; auto, auto/N: numbers from Slurm or torchrun",
     )
     flags.add("--merge", nargs="+", metavar="DIR", help="merge the folders of shards into --out, run nothing")
     add("--vbench", action="store_true", default=False, help="name the clips PROMPT-SEED.mp4, as VBench expects them")
@@ -87,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
         check_writable(folder.root)
         missing = merge_folders([place(path) for path in args.merge], folder.root)
         print(merge(folder))
-        print(f"{missing} item(s) are missing; run their shards." if missing else "all items are there")
+        print(f"{missing} item(s) are missing; run their shards." if missing else "all items are present")
         return 1 if missing else 0
     if not (args.model and args.prompts and args.policies is not None):
         raise ValueError("give --model, --prompts and --policies, or --merge DIRS.")
@@ -142,7 +143,7 @@ def _elsewhere(suite: Suite) -> Suite:
 def _directed(
     suite: Suite, resources: Resources | None, description: dict, pairs: list[Pair], args: argparse.Namespace
 ) -> int:
-    """Run, print what came of it; returns the exit code."""
+    """Run, print the results; returns the exit code."""
     folder, shared = Folder(suite.root), resources is not None
     began = time.perf_counter()
     with (_elsewhere(suite) if shared else suite).crew(resources) as (crew, about):
@@ -156,12 +157,12 @@ def _directed(
         except KeyboardInterrupt:
             if any((folder.root / "items").glob("*/*.json")):
                 print(merge(folder))
-            print(f"interrupted; everything finished is in {args.out}, --resume goes on.")
+            print(f"interrupted; everything finished is in {args.out}, --resume continues.")
             return 130
     total = time.perf_counter() - began
     print(merge(folder))
     share = "" if shared else f", {bench.other_seconds / total:.1%} of it for metrics and clips"
-    print(f"{total:.0f} s{share}; look at it: stepcache report {args.out}")
+    print(f"{total:.0f} s{share}; for the report: stepcache report {args.out}")
     if bench.failed:
-        print(f"{bench.failed} item(s) failed; their JSON says why, --resume tries them again.")
+        print(f"{bench.failed} item(s) failed; their JSON says why, --resume retries them.")
     return 1 if bench.failed else 0

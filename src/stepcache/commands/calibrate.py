@@ -1,7 +1,7 @@
-"""`stepcache calibrate`: one uncached run a prompt and seed, and all that plans need is known.
+"""`stepcache calibrate`: one uncached run per prompt and seed; records what plans are made from.
 
-The output file is rewritten after every run, whole or not at all: interrupt at will, and the same command goes on
-where it stopped. Calibrations made on several machines merge:
+The output file is rewritten after every run, whole or not at all: interrupt at any time, and the same command continues
+where it stopped. Calibrations made on several machines can be merged:
 
     stepcache calibrate --merge a.json b.json --out all.json
 """
@@ -53,16 +53,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags = Flags(parser, _modes)
     add = functools.partial(flags.add, needs=RUN)
     add("--model", metavar="DIR_OR_ID", help="folder or hub id of a diffusers pipeline")
-    add("--prompts", metavar="FILE", help="text file, one prompt a line; eight are plenty")
+    add("--prompts", metavar="FILE", help="text file, one prompt per line; eight are plenty")
     flags.add(
         "--out", required=True, metavar="FILE", help="the calibration, a JSON file; an unfinished one is continued"
     )
     add("--seeds", default="0", help="seeds for every prompt, separated by commas (0)")
     add_request_flags(flags, needs=RUN)
     add_device_flags(flags, needs=RUN)
-    add("--store", metavar="FOLDER", help="hold a run's outputs in a file there instead of in memory")
-    add("--store_dtype", choices=tuple(STORED), default="float32", help="precision of the outputs held (float32)")
-    add("--no-decode", action="store_true", default=False, help="no accelerated run that forecasts of PSNR need")
+    add("--store", metavar="FOLDER", help="store a run's outputs in a file there instead of in memory")
+    add("--store_dtype", choices=tuple(STORED), default="float32", help="precision of the stored outputs (float32)")
+    add("--no-decode", action="store_true", default=False, help="omit the accelerated run that PSNR estimates need")
     flags.add("--merge", nargs="+", metavar="FILE", help="merge calibrations instead of running anything")
     add_ray_flags(flags, needs=RUN)
 
@@ -101,7 +101,7 @@ def _run(args: argparse.Namespace) -> int:
     done = known.done if known else set()
     todo = [pair for pair in pairs if pair not in done]
     if known is not None:
-        print(f"{args.out} has {len(known.runs)} run(s); {len(todo)} of {len(pairs)} are still to do.")
+        print(f"{args.out} has {len(known.runs)} run(s); {len(todo)} of {len(pairs)} remain.")
     if not todo:
         print(describe(known) if known else "")
         return 0
@@ -117,7 +117,7 @@ def _run(args: argparse.Namespace) -> int:
     seconds = sum(recording.seconds.values())
     extra = (time.perf_counter() - started - recording.loading) / seconds - 1
     print(describe(calibration))
-    print(f"{len(recording.seconds)} uncached run(s) in {seconds:.1f} s, {extra:.1%} on top; wrote {args.out}")
+    print(f"{len(recording.seconds)} uncached run(s) in {seconds:.1f} s, {extra:.1%} overhead; wrote {args.out}")
     return 0
 
 
@@ -190,7 +190,7 @@ class Recording:
 
 
 def _save(args: argparse.Namespace, request: Request, pairs: list[tuple[str, int]], found: Calibration) -> None:
-    """Write the file, runs in the order in which they were asked for: whoever made them, and whenever."""
+    """Write the file, runs in the requested order, whichever worker made them and when."""
     place = {pair: i for i, pair in enumerate(pairs)}
     runs = tuple(sorted(found.runs, key=lambda run: place.get((run.prompt, run.seed), -1)))
     asked = {name: value for name, value in asdict(request).items() if name not in ("prompt", "seed")}
@@ -232,14 +232,14 @@ def _on_ray(
 def _recorder(
     args: argparse.Namespace, request: Request, known: Calibration | None
 ) -> tuple[Recording, dict[str, Any]]:
-    """What a worker makes once."""
+    """What a worker sets up once."""
     recording = Recording(args, request, known)
     versions = {"stepcache": __version__, "torch": torch.__version__}
     return recording, {"versions": versions, "machine": str(recording.pipe.device)}
 
 
 def key_of(pipe: Any, request: Request) -> dict[str, Any]:
-    """What a calibration of these runs will say of itself, as far as it is known before the first of them."""
+    """The fields of a calibration of these runs, as far as they are known before the first of them."""
     known = {"model": model_name(pipe), "scheduler": type(pipe.scheduler).__name__}
     return {**known, **asked_of(inputs_of(pipe), request)}
 
@@ -251,9 +251,9 @@ def asked_of(inputs: Inputs, request: Request) -> dict[str, Any]:
 
 
 def check_same(known: Calibration, wanted: dict[str, Any], path: str) -> None:
-    """ValueError if an existing file is of other runs than those asked for now."""
+    """ValueError if an existing file is of other runs than those requested now."""
     found = [
-        f"{name} {getattr(known, name)} (asked for: {value})"
+        f"{name} {getattr(known, name)} (requested: {value})"
         for name, value in wanted.items()
         if getattr(known, name) != value
     ]

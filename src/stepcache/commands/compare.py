@@ -3,8 +3,8 @@
     stepcache compare full.mkv lemica.mkv
     stepcache compare runs/full runs/lemica --protocol teacache --json metrics.json
 
-A clip is a video file, an .npy of frames [T, H, W, 3], or a folder of PNG frames; two clips, or two folders of clips of
-the same names. Measure on lossless clips (.mkv with FFV1, .npy, PNG): the codec's error in an .mp4 is measured too.
+A clip is a video file, an .npy of frames [T, H, W, 3], or a folder of PNG frames. Give two clips, or two folders of
+clips with the same names. Use lossless clips (.mkv with FFV1, .npy, PNG): in an .mp4 the codec's error counts too.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = __doc__
     clips = "a clip, or a folder of clips"
     flags = Flags(parser, _modes)
-    flags.add("clips", nargs="*", type=Path, metavar="A B", help=f"{clips}: the reference, and what is judged")
+    flags.add("clips", nargs="*", type=Path, metavar="A B", help=f"{clips}: the reference, and the one to evaluate")
     flags.add("--original-video", type=Path, metavar="A", help="the same by name: the reference")
-    flags.add("--generated-video", type=Path, metavar="B", help="what is judged; in a folder, under the same names")
-    flags.add("--protocol", choices=list(PROTOCOLS), default="reference", help="whose rules (reference)")
-    flags.add("--json", type=Path, metavar="FILE", help="write every number, frame by frame, as JSON")
+    flags.add("--generated-video", type=Path, metavar="B", help="the clip to evaluate; in a folder, the same names")
+    flags.add("--protocol", choices=list(PROTOCOLS), default="reference", help="how frames are averaged (reference)")
+    flags.add("--json", type=Path, metavar="FILE", help="write all values, per frame, as JSON")
     flags.add("--device", metavar="DEV", help="cpu, cuda, cuda:1, ... (default: CUDA if there is one)")
     flags.add(
         "--lpips-backbone",
@@ -41,13 +41,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         needs=LPIPS,
         help="AlexNet's weights: torchvision's .pth, or .safetensors (default: torch.hub's checkpoint folder)",
     )
-    flags.add("--no-lpips", action="store_true", default=False, help="leave LPIPS out")
+    flags.add("--no-lpips", action="store_true", default=False, help="omit LPIPS")
     flags.add(
         "--offline",
         action="store_true",
         default=False,
         needs=FETCHED,
-        help=f"fetch nothing: where AlexNet's weights ({SIZE}) are missing, leave LPIPS out",
+        help=f"download nothing: if AlexNet's weights ({SIZE}) are missing, omit LPIPS",
     )
 
 

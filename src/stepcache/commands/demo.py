@@ -1,7 +1,7 @@
 """`stepcache demo`: the same clips uncached and with every method, at equal numbers of computed steps.
 
-One process, several prompts, seeds and noise alike for all. EasyCache and MagCache have no budget: their thresholds are
-searched for the count. Clips, a sheet of differences, an animated picture and the table go to the output folder.
+One process, several prompts, the same seeds and noise for all. EasyCache and MagCache have no budget: their thresholds
+are searched to match it. Clips, a sheet of differences, an animation and the table go to the output folder.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from stepcache.methods import Off
 
 RATIOS_FILE = "magcache_ratios.json"
 BORROWED = "wan2.1-t2v-1.3B"
-"""Whose published schedule the embedded model borrows: it is of the same family."""
+"""The model whose published schedule the embedded model borrows: it is of the same family."""
 SHARES = (0.5, 0.28)
 """Of the steps: the two budgets, 25 and 14 of 50."""
 PROMPTS, SEARCH_PROMPTS, SEARCH_TRIALS = 8, 2, 9
@@ -47,12 +47,12 @@ OURS = "hindsight"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `stepcache demo`."""
     parser.description = __doc__
-    parser.epilog = "methods (`@14` asks for the threshold that computes 14 steps):\n" + help_text(bench=False)
+    parser.epilog = "methods (`@14` searches the threshold that computes 14 steps):\n" + help_text(bench=False)
     flags = Flags(parser)
     flags.add("--model", default=str(EMBEDDED), help="default: the embedded model")
     flags.add("--prompt", help=f"one prompt (default: {PROMPTS} of the embedded model's evaluation prompts)")
-    flags.add("--seed", type=int, default=0, help="of the first prompt; the next ones count on (0)")
-    flags.add("--steps", type=int, default=50, help="steps of the loop (50, what LeMiCa's table is for)")
+    flags.add("--seed", type=int, default=0, help="of the first prompt; the others count up from it (0)")
+    flags.add("--steps", type=int, default=50, help="steps of the loop (50, as in LeMiCa's table)")
     flags.add(
         "--policies",
         metavar="LIST",
@@ -98,7 +98,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Result:
-    """What a method made of all prompts: the first one's clip and run, and figures a prompt."""
+    """A method on all prompts: the first one's clip and run, and figures per prompt."""
 
     shown: Shown
     frames: np.ndarray
@@ -114,7 +114,7 @@ class Result:
 
 
 def shown(methods: list[Method]) -> list[Shown]:
-    """One a method, named as short as they can be told apart."""
+    """One per method, with the shortest distinct names."""
     kinds = [method.name for method in methods]
     found = []
     for method in methods:
@@ -133,7 +133,7 @@ def shown(methods: list[Method]) -> list[Shown]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Uncached clips, all methods, a table, a verdict, clips, a sheet."""
+    """Uncached clips, all methods, a table, a summary, clips, a sheet."""
     check_embedded(args.model)
     out = Path(args.out)
     check_writable(out, folder=True)
@@ -146,7 +146,7 @@ def _run(args: argparse.Namespace, out: Path) -> int:
     methods = read_list(args.policies) if args.policies is not None else usual_methods(Path(args.model), args.steps)
     wanted = shown(methods)
     if not wanted:
-        raise ValueError("--policies names no method beside the uncached run.")
+        raise ValueError("--policies names no method besides the uncached run.")
     inputs = model_inputs(args.model)
     _check(wanted, requests[0], inputs)
     pipe = load_pipeline(args.model)
@@ -172,7 +172,7 @@ def _run(args: argparse.Namespace, out: Path) -> int:
 
 
 def requests_of(args: argparse.Namespace) -> list[Request]:
-    """One a prompt: the one that was given, or the first of the model's evaluation prompts."""
+    """One per prompt: the given one, or the first of the model's evaluation prompts."""
     if args.prompt is not None:
         return [request_from(args, args.prompt, args.seed)]
     path = Path(args.model) / "prompts.json"
@@ -261,16 +261,16 @@ def grouped(results: list[Result]) -> Iterator[tuple[Result, list[Result]]]:
     """(one of ours, the others with about as many computed steps)."""
     for ours in results:
         if ours.shown.name.startswith(OURS):
-            rivals = [r for r in results if not r.shown.name.startswith(OURS) and abs(r.count - ours.count) <= 1]
-            if rivals:
-                yield ours, rivals
+            others = [r for r in results if not r.shown.name.startswith(OURS) and abs(r.count - ours.count) <= 1]
+            if others:
+                yield ours, others
 
 
 def verdicts(results: list[Result], steps: int) -> list[str]:
-    """One line a budget: who is closest, by how much."""
+    """One line per budget: who is closest, by how much."""
     lines = []
-    for ours, rivals in grouped(results):
-        best = max(rivals, key=lambda r: float(np.mean(r.psnr)))
+    for ours, others in grouped(results):
+        best = max(others, key=lambda r: float(np.mean(r.psnr)))
         mean, other = float(np.mean(ours.psnr)), float(np.mean(best.psnr))
         who = "is closest to" if mean > other else "is not the closest to"
         lines.append(
@@ -281,7 +281,7 @@ def verdicts(results: list[Result], steps: int) -> list[str]:
 
 
 def measured(model: str, prompts: int) -> str:
-    """What the table is of, and what not."""
+    """What the table measures, and what not."""
     which = "the small embedded model" if model == str(EMBEDDED) else model
     return (
         f"Measured: PSNR and SSIM of {prompts} clip(s) of {which} to its own uncached ones.\n"

@@ -76,7 +76,7 @@ class Flags:
         return self._parser.add_argument_group(title)
 
     def add_gone(self, names: dict[str, str]) -> None:
-        """Flags of earlier versions, and how to say it now: using one is an error that tells."""
+        """Flags of earlier versions and their replacements: using one is an error that names the replacement."""
         for name, now in names.items():
             self._parser.add_argument(name, nargs="?", action=_Gone, now=now, help=argparse.SUPPRESS)
 
@@ -115,9 +115,7 @@ class _Gone(argparse.Action):
 def add_request_flags(flags: Flags, **options: Any) -> None:
     """What all uncached runs have in common: `request_from` reads it."""
     group = flags.group("sampling")
-    flags.add(
-        "--negative_prompt", default="", metavar="TEXT", group=group, help="what to keep away from (none)", **options
-    )
+    flags.add("--negative_prompt", default="", metavar="TEXT", group=group, help="what to avoid (none)", **options)
     flags.add(
         "--steps",
         type=int,
@@ -147,7 +145,7 @@ def add_size_flags(flags: Flags, help_text: str, **options: Any) -> None:
 def add_device_flags(flags: Flags, group: Any = None, **options: Any) -> None:
     """Where and in which precision the model runs."""
     precisions = ("float32", "bfloat16", "float16")
-    group = group or flags.group("where it runs")
+    group = group or flags.group("device")
     flags.add("--device", metavar="DEV", group=group, help="default: cuda if there is one, else cpu", **options)
     flags.add("--dtype", choices=precisions, group=group, help="default: bfloat16 on cuda, float32 on cpu", **options)
 
@@ -192,14 +190,14 @@ def add_ray_flags(flags: Flags, **options: Any) -> None:
         const=LOCAL,
         group=group,
         metavar="ADDRESS",
-        help="run on Ray: host:port of a cluster, auto for the one this machine is on, nothing for this machine alone",
+        help="run on Ray: host:port of a cluster, auto for this machine's cluster, no address for this machine alone",
         **options,
     )
     numbers: tuple[tuple[str, type, Any, str], ...] = (
         ("--workers", int, None, "processes that load the model (default: as many as fit)"),
         ("--cpus-per-worker", float, 1.0, "CPU cores of each (1)"),
         ("--gpus-per-worker", float, None, "GPUs of each, such as 0.5 (default: 1 if there are any)"),
-        ("--max-retries", int, 3, "begin a job again so often when it is lost (3)"),
+        ("--max-retries", int, 3, "how often a lost job is started again (3)"),
     )
     for name, kind, default, text in numbers:
         flags.add(name, type=kind, default=default, group=group, metavar="N", needs="--ray", help=text)

@@ -55,7 +55,7 @@ GONE = {
     "--first_enhance": "write --policy taylorseer:5,first_enhance=1",
     "--schedule": "write --policy hindsight:25, or follow a plan",
 }
-"""Flags of earlier versions, and how to say it now."""
+"""Flags of earlier versions, and their replacements."""
 
 
 WITH_RATE, LOSSY, RANKS = "an .mp4 or .mkv --output", "an .mp4 --output", "torchrun"
@@ -67,9 +67,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "methods:\n" + help_text(bench=False)
     flags = Flags(parser, _modes)
     flags.add("--model", required=True, metavar="DIR_OR_ID", help="folder or hub id of a diffusers pipeline")
-    flags.add("--prompt", required=True, metavar="TEXT", help="what is to be seen")
-    flags.add("--image", metavar="FILE", help="picture to begin with, for pipelines that take one")
-    flags.add("--seed", type=int, default=0, metavar="N", help="of the noise")
+    flags.add("--prompt", required=True, metavar="TEXT", help="what to generate")
+    flags.add("--image", metavar="FILE", help="input picture, for pipelines that take one")
+    flags.add("--seed", type=int, default=0, metavar="N", help="seed of the noise")
     add_request_flags(flags)
     flags.add(
         "--output",
@@ -95,9 +95,11 @@ def _add_policy_flags(flags: Flags) -> None:
         action="store_true",
         default=False,
         group=group,
-        help="short for resample=1: also for other budgets and step counts than the plan or the table is for",
+        help="short for resample=1: use a plan or table for other budgets and step counts as well",
     )
-    flags.add("--cache_device", metavar="DEV", group=group, help="where cached tensors live between steps, e.g. cpu")
+    flags.add(
+        "--cache_device", metavar="DEV", group=group, help="where cached tensors are held between steps, e.g. cpu"
+    )
     flags.add_gone(GONE)
 
 
@@ -119,7 +121,7 @@ def _add_rank_flags(flags: Flags) -> None:
         metavar="S",
         group=group,
         needs=RANKS,
-        help="give up on a rank after so many seconds (600)",
+        help="seconds to wait for a rank before giving up (600)",
     )
 
 
@@ -229,7 +231,7 @@ def read_image(path: str, request: Request) -> Any:
 def record(
     pipe: Any, request: Request, args: argparse.Namespace, method: Method, summary: RunSummary
 ) -> dict[str, Any]:
-    """Everything needed to repeat a run, and what it did."""
+    """Everything needed to repeat a run, and its result."""
     import diffusers
 
     return {

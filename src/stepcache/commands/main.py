@@ -12,19 +12,19 @@ from stepcache import __version__
 
 COMMANDS = {
     "generate": "make a clip, uncached or with any policy",
-    "calibrate": "uncached runs, from which plans for any budget are made",
-    "plan": "the best plan for a budget, from a calibration",
-    "show": "look at a plan or a calibration, as text or picture",
-    "bench": "every method on every prompt, side by side",
-    "report": "a benchmark's results as one page",
+    "calibrate": "record uncached runs, from which plans for any budget are made",
+    "plan": "make a plan for a budget, from a calibration",
+    "show": "show a plan or a calibration, as text or picture",
+    "bench": "run every method on every prompt, side by side",
+    "report": "show a benchmark's results as one page",
     "demo": "the embedded model: uncached and five methods side by side",
     "app": "a page in the browser: one clip, uncached and with a method, in lock-step",
-    "evidence": "the table a sceptic asks for, on your model and machine",
-    "presets": "list the published figures that are built in",
+    "evidence": "measure all methods on your model and machine, as a report to publish",
+    "presets": "list the published schedules and tables that are built in",
     "compare": "PSNR, SSIM and LPIPS of two clips or two folders of clips",
-    "selftest": "does everything work on this machine? under two minutes, tiny models",
+    "selftest": "check that everything works on this machine: tiny models, under two minutes",
 }
-"""Modules of this package. The one that is asked for is imported, so that help and version need not wait for torch."""
+"""Modules of this package. Only the requested one is imported, so that help and version need not wait for torch."""
 
 IN_METHODS = {
     "resample=True": "resample=1",
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"stepcache {chosen}: error: {sentence(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"stepcache {chosen or ''}".rstrip() + ": interrupted; nothing half-written was left.", file=sys.stderr)
+        print(f"stepcache {chosen or ''}".rstrip() + ": interrupted; no partial files were left.", file=sys.stderr)
         return 130
 
 

@@ -1,11 +1,11 @@
-"""`stepcache plan`: a plan for a model that was calibrated.
+"""`stepcache plan`: a plan for a calibrated model.
 
     stepcache plan --calibration calibration.json --budget 20 --refine 16 --model DIR --out plan.json
     stepcache generate --model DIR --prompt "..." --plan plan.json --output clip.mp4
 
-Schedules are tried on the calibrated prompts themselves, beginning with Hindsight's own. Without `--refine` that one is
-written, with the errors to expect: seconds, without the model. Instead of a budget, say what is wanted:
-`--target-speedup 2.5`, or `--target-psnr 35` (a forecast from the calibration).
+With `--refine`, schedules are tried on the calibrated prompts, beginning with Hindsight's own. Without it that schedule
+is written with its expected errors, in seconds and without the model. Instead of a budget, a target can be given:
+`--target-speedup 2.5`, or `--target-psnr 35` (estimated from the calibration).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ METHODS = ("hindsight", "lemica", "magcache")
 
 
 FEW_RUNS = 2
-"""Below this many calibrated runs a plan may fit their accidents."""
+"""Below this many calibrated runs a plan may overfit them."""
 
 
 RUNNING = ("--refine", "--edges replay")
@@ -75,15 +75,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags.add(
         "--target-speedup", type=float, metavar="X", group=goal, help="the largest budget with this ideal speed-up"
     )
-    flags.add(
-        "--target-psnr", type=float, metavar="DB", group=goal, help="the smallest budget that is forecast to reach it"
-    )
+    flags.add("--target-psnr", type=float, metavar="DB", group=goal, help="the smallest budget estimated to reach it")
     flags.add(
         "--method",
         type=_method,
         choices=METHODS,
         default="hindsight",
-        help="hindsight: ours (default); lemica, magcache: as published, with what was measured on this model",
+        help="hindsight: ours (default); lemica, magcache: as published, with this model's measurements",
     )
     flags.add(
         "--longest",
@@ -99,7 +97,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--negative_prompt", help="as calibrated")
     add_device_flags(flags, group=group, needs=RUNNING)
     add_size_flags(flags, "as calibrated; default: the model's", group=group, needs=RUNNING)
-    instead = "hindsight forecasts and corrects in one way now; leave it out"
+    instead = "hindsight has a single mode now; leave it out"
     flags.add_gone({"--mode": instead, "--bands": instead, "--basis": instead})
 
 
@@ -110,8 +108,8 @@ def _add_method_flags(flags: Flags) -> None:
         metavar="TRIALS",
         group=flags.group("hindsight"),
         needs="--method hindsight",
-        help="try so many schedules on the calibrated prompts, 16 are enough, and keep the one that serves the worst "
-        "quarter of them best (needs --model; one trial takes budget/steps of a calibration's time; resumes)",
+        help="try this many schedules on the calibrated prompts (16 are enough) and keep the one that is best on the "
+        "worst quarter of them (needs --model; one trial takes budget/steps of a calibration's time; resumes)",
     )
     add = functools.partial(flags.add, group=flags.group("lemica"))
     add(
@@ -119,17 +117,17 @@ def _add_method_flags(flags: Flags) -> None:
         default="gram",
         metavar="gram|replay|FILE",
         needs="--method lemica",
-        help="the graph: in closed form (default); measured now by replays, exactly as published (needs --model, takes "
-        "hundreds of runs' time, resumes); or measured before",
+        help="the graph: in closed form (gram, default); measured by replays, exactly as published (replay: needs "
+        "--model, takes the time of hundreds of runs, resumes); or from a FILE of measured edges",
     )
     add("--boundary", choices=BOUNDARIES, default="output", needs="--edges replay", help="where replays reuse (output)")
-    add("--replay-runs", type=int, needs="--edges replay", help="replay only the first so many runs (default: all)")
+    add("--replay-runs", type=int, needs="--edges replay", help="replay only this many runs (default: all)")
     add(
         "--objective",
         choices=OBJECTIVES,
         default="lexminimax",
         needs="--method lemica",
-        help="of the path (lexminimax)",
+        help="objective of the path (lexminimax)",
     )
     add("--gamma", type=float, default=2.0, needs="--objective power", help="exponent of the power objective (2)")
     add = functools.partial(flags.add, group=flags.group("magcache"), needs="--method magcache")
@@ -153,7 +151,7 @@ def _modes(args: argparse.Namespace) -> set[str]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Read, plan, say what is expected, save; with the file to ourselves."""
+    """Read, plan, print the expected error, save; with the output file locked."""
     check_flags(args)
     check_writable(args.out)
     with alone(Path(args.out), folder=False):
@@ -171,14 +169,14 @@ def _run(args: argparse.Namespace) -> int:
     make = {"hindsight": hindsight, "lemica": lemica, "magcache": magcache}[args.method]
     plan = make(args, calibration, budget)
     if len(calibration.runs) < FEW_RUNS:
-        note = f"planned from {len(calibration.runs)} run only; calibrate a few more prompts for a steadier plan"
+        note = f"planned from only {len(calibration.runs)} run; calibrate more prompts for a more reliable plan"
         plan = replace(plan, notes=(*plan.notes, note))
     plan.save(args.out)
     print(plan.text())
     error = float(plan_error(calibration, plan).mean())
     forecast = psnr_of(calibration, error)
     in_decibel = "" if forecast is None else f", about {forecast:.1f} dB"
-    print(f"forecast (open loop): final latent off by {error:.2%}{in_decibel}; wrote {args.out}")
+    print(f"estimate (open loop): error of the final latent {error:.2%}{in_decibel}; wrote {args.out}")
     return 0
 
 
@@ -244,12 +242,12 @@ def budget_from(args: argparse.Namespace, calibration: Calibration) -> int:
     curve = forecasts(calibration)
     if any(f.psnr is None for f in curve):
         raise ValueError(
-            "the calibration has no accelerated run, so no PSNR can be forecast; calibrate without --no-decode."
+            "the calibration has no accelerated run, so no PSNR can be estimated; calibrate without --no-decode."
         )
     for forecast in curve:
         if forecast.psnr is not None and forecast.psnr >= args.target_psnr:
             return forecast.budget
-    raise ValueError(f"no budget is forecast to reach {args.target_psnr:g} dB.")
+    raise ValueError(f"no budget is estimated to reach {args.target_psnr:g} dB.")
 
 
 def budget_at_speedup(args: argparse.Namespace, steps: int) -> int:
@@ -266,7 +264,7 @@ def hindsight(args: argparse.Namespace, calibration: Calibration, budget: int) -
 
 
 def refined(args: argparse.Namespace, calibration: Calibration, plan: PlanFile) -> PlanFile:
-    """The plan after closed-loop trials; OUT.trials.json holds what is done, and is gone on with."""
+    """The plan after closed-loop trials; OUT.trials.json holds the finished ones and is continued."""
     path = Path(args.out).with_suffix(".trials.json")
     key = {"start": plan.plan.computed, "runs": [(r.prompt, r.seed) for r in calibration.runs], "method": plan.method}
     known = load_trials(path, key)
@@ -308,8 +306,8 @@ def runner(args: argparse.Namespace, calibration: Calibration) -> tuple[Any, Cal
     pipe.set_progress_bar_config(disable=True)
     if (name := model_name(pipe)) != calibration.model:
         raise ValueError(
-            f"{args.calibration} is a calibration of model {calibration.model} (here: {name}); run it as it was "
-            "calibrated."
+            f"{args.calibration} is a calibration of model {calibration.model} (here: {name}); use the calibrated "
+            "model."
         )
     check_size(pipe, calibration, request)
     return pipe, lambda prompt, seed: sample_latent(pipe, replace(request, prompt=prompt, seed=seed))
@@ -344,7 +342,7 @@ def lemica(args: argparse.Namespace, calibration: Calibration, budget: int) -> P
 
 
 def replayed(args: argparse.Namespace, calibration: Calibration) -> MeasuredEdges:
-    """Measure the edges now; OUT.edges.json holds what is done, and is gone on with."""
+    """Measure the edges now; OUT.edges.json holds the finished ones and is continued."""
     path = Path(args.out).with_suffix(".edges.json")
     known = MeasuredEdges.load(path) if path.exists() else None
     if known is not None:

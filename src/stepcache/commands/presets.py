@@ -32,6 +32,6 @@ def run(args: argparse.Namespace) -> int:
     width = max(len(p.model) for p in chosen)
     print(f"{'model':{width}}  {'method':8}  {'steps':>5}  {'computed':14}  source")
     for p in chosen:
-        budgets = " ".join(map(str, p.budgets)) or "by the run"
+        budgets = " ".join(map(str, p.budgets)) or "at run time"
         print(f"{p.model:{width}}  {p.method:8}  {p.steps:>5}  {budgets:14}  {p.source}")
     return 0

@@ -20,9 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags = Flags(parser)
     flags.add("folder", metavar="DIR", help="the --out of stepcache bench: a folder, or an address")
     flags.add("--out", metavar="FILE", help="the page (default: DIR/report.html)")
-    flags.add("--width", type=int, default=WIDTH, help=f"largest width of the clips in it, pixels ({WIDTH})")
-    flags.add("--clips", type=int, metavar="N", help="take clips of the first N prompts only (default: all)")
-    flags.add("--no-figures", action="store_true", default=False, help="no figures/*.svg and *.png beside the page")
+    flags.add("--width", type=int, default=WIDTH, help=f"largest width of its clips, pixels ({WIDTH})")
+    flags.add("--clips", type=int, metavar="N", help="show clips of the first N prompts only (default: all)")
+    flags.add("--no-figures", action="store_true", default=False, help="write no figures/*.svg and *.png")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     write_atomically(out, text)
     print(f"wrote {out} ({len(text.encode()) / 2**20:.1f} MiB, {len(clips)} clips)")
     if missing:
-        print(f"{len(missing)} clip(s) are gone or broken and left out, for example {missing[0]}")
+        print(f"{len(missing)} clip(s) are missing or unreadable and omitted, for example {missing[0]}")
     if not args.no_figures:
         for path in write(results, drawings):
             print(f"wrote {path}")

@@ -1,6 +1,6 @@
-"""`stepcache show`: a plan or a calibration for the eye, as text and, with --out, as a picture (PNG or SVG).
+"""`stepcache show`: print a plan or a calibration and, with --out, draw it (PNG or SVG).
 
-A plan: its timeline, sources and weights, and the predicted error of every step. A calibration: what was learnt, and
+A plan: its timeline, sources and weights, and the expected error of every step. A calibration: its contents, and
 the trade-off curve error(B) for every budget, with its knee.
 """
 
@@ -82,7 +82,7 @@ def curve_text(curve: list[Forecast]) -> str:
     """One line a budget: error, PSNR forecast, bar; the knee is marked."""
     best = knee(curve)
     widest = max(f.error for f in curve) or 1.0
-    lines = ["  budget  speed-up  final latent off by  about PSNR   (open loop)"]
+    lines = ["  budget  speed-up   final latent error  about PSNR   (open loop)"]
     for f in curve:
         psnr = "" if f.psnr is None or not np.isfinite(f.psnr) else f"{f.psnr:.1f} dB"
         mark = "  <- knee" if f is best else ""
@@ -115,7 +115,7 @@ def draw_calibration(calibration: Calibration, curve: list[Forecast], path: str)
         left, right = figure.subplots(1, 2)
         left.semilogy([f.budget for f in shown], [f.error for f in shown], ".-", color=colour(0))
         left.plot([best.budget], [best.error], "o", color=colour(6), label=f"knee: {best.budget} steps")
-        left.set(xlabel="computed steps", ylabel="relative error of the final latent", title="forecast, open loop")
+        left.set(xlabel="computed steps", ylabel="relative error of the final latent", title="estimate, open loop")
         left.yaxis.set_major_formatter("{x:g}")
         left.yaxis.set_minor_formatter("")
         left.legend()
