@@ -151,15 +151,15 @@ class Strategy:
     skips = True
     """Whether steps are to be skipped at all."""
     history = 1
-    """How many past features a branch keeps; 0 if nothing is reused at the model's door."""
+    """How many past features a branch keeps; 0 if nothing is reused at the model call."""
     predicts_guided = False
-    """The method stands at the sampler's door: skipped calls return stand-ins, `guided` makes the forecast."""
+    """The method acts at the sampler step: skipped calls return placeholders, `guided` makes the forecast."""
     stand_ins: dict[str, torch.Tensor] | None = None
-    """Of such a method: the last outputs of branches, to stand in at skipped calls, where the host keeps them."""
+    """Of such a method: the last outputs of branches, placeholders at skipped calls, where the host keeps them."""
     cache_device: torch.device | str | None = None
-    """Where tensors live between steps, if not where they were made; set by the cache."""
+    """Where tensors are held between steps, if not where they were made; set by the cache."""
     group: Any = None
-    """Ranks that share the run: what is decided by tensors is put to the `vote` there; set by the cache."""
+    """Ranks that share the run: decisions that depend on tensors are put to a `vote`; set by the cache."""
 
     def compute(self, step: int, x: torch.Tensor) -> bool:
         """Whether to evaluate the model at `step`; asked once a step, on its first call, with the latent `x`."""
@@ -462,7 +462,7 @@ class RunSummary:
         self.forced += ((step, branch),) * forced
 
     def hold(self, tensors: list[torch.Tensor]) -> None:
-        """These are held between steps; a tensor held under two names weighs once."""
+        """These are held between steps; a tensor held under two names counts once."""
         storages = [t.untyped_storage() for t in tensors]
         self.cache_bytes = max(self.cache_bytes, sum({s.data_ptr(): s.nbytes() for s in storages}.values()))
 
@@ -478,7 +478,7 @@ class RunSummary:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was done beside what was asked for."""
+        """Where the run deviated from the request."""
         return self.strategy.notes
 
     @property
@@ -526,24 +526,24 @@ class RunSummary:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What a reader should know of the run; on CUDA this waits for what is under way."""
+        """What a reader should know of the run; on CUDA this waits for pending work."""
         return (*self.run.remarks, *self._observed(), *self.strategy.warnings())
 
     def _observed(self) -> Iterator[str]:
         steps, skips = self.run.num_steps, self.strategy.skips
         infinite = [step for step, finite in self.finite if not bool(finite)]
         if not self.spans:
-            yield "no call of the transformer was seen: nothing has run yet, or it was replaced meanwhile"
+            yield "no call of the transformer was seen: nothing has run yet, or it was replaced since"
         elif infinite:
             yield f"the model's output was not finite at step {infinite[0]}; it was passed through"
         elif skips and not self.skipped:
             yield "no step was skipped: the settings never allowed it"
         if steps <= FEW_STEPS and len(self.skipped) > FEW_SKIPPED * steps:
             fewest = steps - int(FEW_SKIPPED * steps)
-            yield f"only {steps} steps, which differ much: compute {fewest} or more, or let the sampler take fewer"
+            yield f"only {steps} steps, which differ much: compute {fewest} or more, or run the sampler with fewer"
         if self.changed:
             where = ", ".join(map(str, sorted(self.changed)))
-            yield f"the latent or the batch changed its shape at step {where}; the method started anew there"
+            yield f"the latent or the batch changed its shape at step {where}; the method restarted there"
         if self.forced:
             yield f"{len(self.forced)} calls were computed because there was nothing to predict them from"
         if self.beyond:
@@ -599,11 +599,11 @@ def as_float(x: torch.Tensor) -> torch.Tensor:
 
 
 # ---------- stepcache.core.cache -------------------------------------------------------------------------------------
-# StepCache: what is remembered of a run, and whether a call of the transformer is computed or skipped.
+# StepCache: the cache of a run, and whether a call of the transformer is computed or skipped.
 
 @dataclass
 class _Branch:
-    """One conditioning stream: what is kept of it, newest first, with the steps it is of."""
+    """One conditioning stream: its cached features, newest first, with their steps."""
 
     kept: list[tuple[int, torch.Tensor]] = field(default_factory=list)
     owner: Hashable = None
@@ -727,7 +727,7 @@ class StepCache:
         self.log.spans.append((call.compute, call.step, call.begin, timestamp(x)))
 
     def step_over(self, output: torch.Tensor | None = None, sampler: Any = None) -> torch.Tensor | None:
-        """The sampler's door: the step under way is over, the next call belongs to the next one."""
+        """The sampler step: the current step is over, the next call belongs to the next one."""
         if output is not None and self.strategy.predicts_guided and 0 <= self._step < self.run.num_steps:
             begin = timestamp(output)
             output = self.strategy.guided(self._step, output, self._whole, sampler or self.run.sampler)
@@ -746,7 +746,7 @@ class StepCache:
 
 
 # ---------- stepcache.hosts.entering ---------------------------------------------------------------------------------
-# Enter a module of somebody else's: one call of a transformer, or the blocks of its stack one by one.
+# Enter a foreign module: one call of a transformer, or the blocks of its stack one by one.
 
 ABSENT = object()
 
@@ -796,7 +796,7 @@ class Entrance:
             result = original(*args, **kwargs)
             self._shapes[call.branch] = result[0].new_empty(()).expand(result[0].shape)
             self.cache.keep(call, x, result[0])
-        elif self.cache.strategy.predicts_guided:  # the sampler's door makes the forecast: anything of this shape
+        elif self.cache.strategy.predicts_guided:  # the sampler step makes the forecast: anything of this shape
             result = [torch.ones_like(self._shapes[call.branch], memory_format=torch.contiguous_format)]
         else:
             result = [self.cache.predict(call, x)]

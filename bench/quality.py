@@ -1,9 +1,9 @@
-"""Is it good, not only close? What the embedded video model was asked for, measured in clips of every method.
+"""Quality apart from closeness: whether the clips of every method show what the embedded video model was asked for.
 
-    python bench/quality.py --out bench/quality.json     an hour on two cores; interrupt at will, it goes on
+    python bench/quality.py --out bench/quality.json     an hour on two cores; interrupt at any time, it resumes
 
-The measurement of tools/eval_tiny_wan.py: whether a clip shows the asked colour, and whether it moves in the asked
-direction. Prompts are held-out scenes; rivals are tuned, as in bench/zoo.py, on the calibration prompts.
+The measurement of tools/eval_tiny_wan.py: whether a clip shows the requested colour, and moves in the requested
+direction. Prompts are held-out scenes; other methods are tuned, as in bench/zoo.py, on the calibration prompts.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def main() -> None:
     try:
         run(results, args.prompts, lambda: write_atomically(args.out, json.dumps(results, indent=1) + "\n"))
     except KeyboardInterrupt:
-        sys.exit(f"\ninterrupted; {args.out} has all that was finished, the same command goes on.")
+        sys.exit(f"\ninterrupted; {args.out} has all finished cells; the same command resumes.")
     except OSError as error:
         sys.exit(f"bench/quality.py: {error}")
 

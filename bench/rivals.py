@@ -1,6 +1,6 @@
-"""Rivals that are not methods of the library: what each predicts for a skipped step, on any schedule.
+"""Published methods that the library does not have: what each predicts for a skipped step, on any schedule.
 
-Those that are linear in past outputs are the weights of a `Plan`; the others are strategies at the model's door, one
+Those that are linear in past outputs are the weights of a `Plan`; the others are strategies at the model call, one
 branch at a time, as published. Descriptions: the papers named; formulas in our own words.
 """
 

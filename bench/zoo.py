@@ -1,6 +1,6 @@
 """Every method on every model of the zoo, at equal numbers of computed steps: the figures of docs/results.md.
 
-    python bench/zoo.py                       hours on two cores; interrupt at will, it goes on
+    python bench/zoo.py                       hours on two cores; interrupt at any time, it resumes
     python bench/zoo.py --model emoji         one model
     python bench/zoo.py --only "hindsight;uniform reuse"
     python bench/zoo.py --pages               write docs/results.md from bench/zoo.json, run nothing
@@ -68,7 +68,7 @@ class Bench:
 
     @cached_property
     def tuning(self) -> Series:
-        """The prompts that rivals are tuned on, and plans made from."""
+        """The prompts on which other methods are tuned, and from which plans are made."""
         return Series(self.subject, self.setting, "calibration", CALIBRATION_RUNS)
 
     @cached_property
@@ -197,7 +197,7 @@ METHODS: dict[str, Method] = {
     "hindsight, planned": on(lambda b, n: PlanFile(b.planned(n), "hindsight")),
     "hindsight, planned on 4 prompts": on(lambda b, n: PlanFile(b.planned(n, 4), "hindsight")),
 }
-"""Names that begin with "hindsight" are ours; rivals on "our steps" have hindsight's own schedule (`pages`)."""
+"""Names that begin with "hindsight" are ours; methods on "our steps" have hindsight's own schedule (`pages`)."""
 
 ON_FEW = ("fewer steps", "uniform reuse", "extrapolation, order 1", "ZEUS", "hindsight")
 """Run where the whole run has few steps."""
@@ -283,7 +283,7 @@ def main() -> None:
     except (ValueError, OSError) as error:
         sys.exit(f"bench/zoo.py: {error}")
     except KeyboardInterrupt:
-        sys.exit(f"\ninterrupted; {args.out} has all that was finished, the same command goes on.")
+        sys.exit(f"\ninterrupted; {args.out} has all finished cells; the same command resumes.")
 
 
 if __name__ == "__main__":

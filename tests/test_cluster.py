@@ -356,7 +356,7 @@ def test_a_calibration_on_ray_is_the_one_of_one_process(nodes, model, tmp_path, 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--ray", "127.0.0.1:1"), "nobody answers there"),
+        (("--ray", "127.0.0.1:1"), "no connection"),
         (("--ray", "nonsense"), "expected host:port"),
         (("--ray", "--workers", 0), "expected at least 1"),
         (("--ray", "--gpus-per-worker", 1.5), "a whole number, or a share below 1"),

@@ -224,7 +224,7 @@ def test_an_output_may_be_written_into(mode):
 def test_a_second_cache_on_a_module_is_refused_and_order_of_detaching_is_free():
     model, other = STDiT(), STDiT()
     run = stepcache.attach(model, Off(), **OPEN_SORA)
-    with pytest.raises(ValueError, match="this STDiT carries a cache already"):
+    with pytest.raises(ValueError, match="this STDiT has a cache already"):
         stepcache.attach(model, Off(), **OPEN_SORA)
     second = stepcache.attach(other, Off(), **OPEN_SORA)
     run.detach()

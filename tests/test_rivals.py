@@ -1,4 +1,4 @@
-"""The rivals of bench/rivals.py predict what their papers say, seen on signals of which that is known."""
+"""The methods of bench/rivals.py predict what their papers say, seen on signals of which that is known."""
 
 import math
 

@@ -197,7 +197,7 @@ def test_an_interrupted_benchmark_keeps_what_it_has(small, monkeypatch, tmp_path
         raise KeyboardInterrupt
 
     monkeypatch.setitem(zoo.METHODS, "fewer steps", stopped)
-    with pytest.raises(SystemExit, match="the same command goes on"):
+    with pytest.raises(SystemExit, match="the same command resumes"):
         small("--model", "landscapes", "--only", "uniform reuse;fewer steps")
     (cell,) = json.loads((tmp_path / "zoo.json").read_text())["cells"].values()
     assert list(cell) == ["uniform reuse"]

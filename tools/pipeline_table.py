@@ -79,7 +79,7 @@ def examine(tiny: Tiny) -> Row:
 
 
 def _extrapolated(tiny: Tiny, pipe: Any, steps: int) -> str:
-    """Either "yes", for extrapolation at the model's door, or what went wrong."""
+    """Either "yes", for extrapolation at the model call, or what went wrong."""
     plan = stepcache.TaylorSeer(3, 1, 2).plan(steps)
     with stepcache.accelerate(pipe, plan) as run:
         result = tiny.call(pipe, STEPS, 0)
@@ -87,7 +87,7 @@ def _extrapolated(tiny: Tiny, pipe: Any, steps: int) -> str:
 
 
 def _hindsight(tiny: Tiny, pipe: Any, steps: int) -> str:
-    """Either "yes", for forecasts and corrections at the sampler's door, or what the run says against it."""
+    """Either "yes", for forecasts and corrections at the sampler step, or what the run says against it."""
     policy = stepcache.Hindsight(max(3, steps // 2))
     with stepcache.accelerate(pipe, policy) as run:
         result = tiny.call(pipe, STEPS, 0)

@@ -1,6 +1,6 @@
 """A page in the browser: one clip or picture, uncached and with a method, side by side in lock-step.
 
-The players are those of the report. Nothing is fetched from elsewhere and nothing is sent there.
+The players are those of the report. Nothing is loaded from the web and nothing is sent to it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What methods are called in tables and figures: as written, and where their schedule comes from."""
+"""Labels of methods in tables and figures: as written, and where their schedule comes from."""
 
 from __future__ import annotations
 

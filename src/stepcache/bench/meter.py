@@ -1,4 +1,4 @@
-"""One run seen from outside, the same for everyone's method: blocks executed in every step, latents, time, memory."""
+"""One run measured from outside, the same way for every method: blocks executed per step, latents, time, memory."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
     lemica:25   easycache:0.05   plan:plan.json   steps:25   easycache:@25   cachedit:0.1
 
-`@25` instead of a threshold asks for the one whose runs compute 25 steps on average.
+`@25` instead of a threshold stands for the one whose runs compute 25 steps on average, to be searched.
 """
 
 from __future__ import annotations

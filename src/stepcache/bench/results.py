@@ -180,7 +180,7 @@ class Row:
 
 
 def table(folder: Folder) -> list[Row]:
-    """A row a method, the uncached one first, then as many computed steps as falling."""
+    """A row per method: the uncached one first, then by the number of computed steps, descending."""
     by_method: dict[str, list[Item]] = {}
     for item in folder.items():
         by_method.setdefault(item.method, []).append(item)

@@ -1,4 +1,4 @@
-"""The work of a benchmark: uncached runs, methods compared with them, thresholds searched; one process's part of it."""
+"""The work of a benchmark in one process: uncached runs, methods compared with them, threshold searches."""
 
 from __future__ import annotations
 

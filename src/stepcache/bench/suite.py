@@ -1,4 +1,4 @@
-"""A benchmark from where it is directed: what is run, by whom, and what came of it."""
+"""A benchmark as its driver sees it: what is run, by which workers, and the results."""
 
 from __future__ import annotations
 

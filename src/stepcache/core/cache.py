@@ -1,8 +1,8 @@
-"""StepCache: what is remembered of a run, and whether a call of the transformer is computed or skipped.
+"""StepCache: the cache of a run, and whether a call of the transformer is computed or skipped.
 
-A host (see `hosts/`) stands at two doors. At the model's door it asks `enter` for every call: compute or skip? Then it
-evaluates the model and gives the result to `keep`, or takes what `predict` gives. At the sampler's door it says
-`step_over` with the guided output of the step, and gives the sampler what comes back. The host knows the model and
+A host (see `hosts/`) hooks two places. At the model call it asks `enter` whether to compute or skip; then it
+evaluates the model and gives the result to `keep`, or returns what `predict` gives. At the sampler step it calls
+`step_over` with the guided output of the step, and passes the result to the sampler. The host knows the model and
 names its branches; the strategy knows the method; this module knows neither.
 """
 
@@ -22,7 +22,7 @@ from stepcache.core.trajectory import BOUNDARIES, Boundary, Trajectory
 
 @dataclass
 class _Branch:
-    """One conditioning stream: what is kept of it, newest first, with the steps it is of."""
+    """One conditioning stream: its cached features, newest first, with their steps."""
 
     kept: list[tuple[int, torch.Tensor]] = field(default_factory=list)
     owner: Hashable = None
@@ -38,11 +38,11 @@ class StepCache:
         policy: decides; a method with its settings, or a plan file.
         boundary: "output" (the whole call is predicted) or "blocks" (the residual of the block stack is); default:
             the policy's.
-        cache_device: where features live between steps; default: where they were made.
-        group: ranks that share a run, as a process group: what is decided by tensors is put to the vote there (one rank
+        cache_device: where features are held between steps; default: where they were made.
+        group: ranks that share a run, as a process group: decisions that depend on tensors are put to a vote (one rank
             for computing is enough). `None`: this process decides alone.
-        rounds: the host sees no sampler, so a branch that comes round again ends a step, and the call after the last
-            step begins a new run. Otherwise the host says `step_over` and `begin`.
+        rounds: the host sees no sampler, so a branch that is called again ends a step, and the call after the last
+            step begins a new run. Otherwise the host calls `step_over` and `begin`.
     """
 
     def __init__(
@@ -170,7 +170,7 @@ class StepCache:
         self.log.spans.append((call.compute, call.step, call.begin, timestamp(x)))
 
     def step_over(self, output: torch.Tensor | None = None, sampler: Any = None) -> torch.Tensor | None:
-        """The sampler's door: the step under way is over, the next call belongs to the next one.
+        """The sampler step: the current step is over, the next call belongs to the next one.
 
         Args:
             output: its guided output, as the pipeline gives it to the sampler.

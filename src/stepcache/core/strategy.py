@@ -35,15 +35,15 @@ class Strategy:
     skips = True
     """Whether steps are to be skipped at all."""
     history = 1
-    """How many past features a branch keeps; 0 if nothing is reused at the model's door."""
+    """How many past features a branch keeps; 0 if nothing is reused at the model call."""
     predicts_guided = False
-    """The method stands at the sampler's door: skipped calls return stand-ins, `guided` makes the forecast."""
+    """The method acts at the sampler step: skipped calls return placeholders, `guided` makes the forecast."""
     stand_ins: dict[str, torch.Tensor] | None = None
-    """Of such a method: the last outputs of branches, to stand in at skipped calls, where the host keeps them."""
+    """Of such a method: the last outputs of branches, placeholders at skipped calls, where the host keeps them."""
     cache_device: torch.device | str | None = None
-    """Where tensors live between steps, if not where they were made; set by the cache."""
+    """Where tensors are held between steps, if not where they were made; set by the cache."""
     group: Any = None
-    """Ranks that share the run: what is decided by tensors is put to the `vote` there; set by the cache."""
+    """Ranks that share the run: decisions that depend on tensors are put to a `vote`; set by the cache."""
 
     def compute(self, step: int, x: torch.Tensor) -> bool:
         """Whether to evaluate the model at `step`; asked once a step, on its first call, with the latent `x`."""

@@ -64,7 +64,7 @@ class RunSummary:
         self.forced += ((step, branch),) * forced
 
     def hold(self, tensors: list[torch.Tensor]) -> None:
-        """These are held between steps; a tensor held under two names weighs once."""
+        """These are held between steps; a tensor held under two names counts once."""
         storages = [t.untyped_storage() for t in tensors]
         self.cache_bytes = max(self.cache_bytes, sum({s.data_ptr(): s.nbytes() for s in storages}.values()))
 
@@ -80,7 +80,7 @@ class RunSummary:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was done beside what was asked for."""
+        """Where the run deviated from the request."""
         return self.strategy.notes
 
     @property
@@ -128,24 +128,24 @@ class RunSummary:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What a reader should know of the run; on CUDA this waits for what is under way."""
+        """What a reader should know of the run; on CUDA this waits for pending work."""
         return (*self.run.remarks, *self._observed(), *self.strategy.warnings())
 
     def _observed(self) -> Iterator[str]:
         steps, skips = self.run.num_steps, self.strategy.skips
         infinite = [step for step, finite in self.finite if not bool(finite)]
         if not self.spans:
-            yield "no call of the transformer was seen: nothing has run yet, or it was replaced meanwhile"
+            yield "no call of the transformer was seen: nothing has run yet, or it was replaced since"
         elif infinite:
             yield f"the model's output was not finite at step {infinite[0]}; it was passed through"
         elif skips and not self.skipped:
             yield "no step was skipped: the settings never allowed it"
         if steps <= FEW_STEPS and len(self.skipped) > FEW_SKIPPED * steps:
             fewest = steps - int(FEW_SKIPPED * steps)
-            yield f"only {steps} steps, which differ much: compute {fewest} or more, or let the sampler take fewer"
+            yield f"only {steps} steps, which differ much: compute {fewest} or more, or run the sampler with fewer"
         if self.changed:
             where = ", ".join(map(str, sorted(self.changed)))
-            yield f"the latent or the batch changed its shape at step {where}; the method started anew there"
+            yield f"the latent or the batch changed its shape at step {where}; the method restarted there"
         if self.forced:
             yield f"{len(self.forced)} calls were computed because there was nothing to predict them from"
         if self.beyond:

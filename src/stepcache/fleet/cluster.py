@@ -1,8 +1,8 @@
-"""Jobs on a Ray cluster: workers that load the model once, take jobs as they get free, and may die at any time.
+"""Jobs on a Ray cluster: workers that load the model once, take jobs when they are free, and may die at any time.
 
-Ray places the workers, says when one is lost, and starts another where there is room; results are files. What is
-ours is only which job is next (`jobs.Jobs`) and the bookkeeping below. A worker has one job at a time, so that what is
-lost with it is one job.
+Ray places the workers, reports when one is lost, and starts another where there is room; results are files. Ours is
+only the choice of the next job (`jobs.Jobs`) and the bookkeeping below. A worker has one job at a time, so at most one
+job is lost with it.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Resources:
         address: of the cluster; "auto" the one this machine is on, "local" a new one on this machine.
         workers: how many; None: as many as fit now.
         cpus, gpus: of each, fractions allowed; gpus None: 1 if the cluster has any (`fleet` finds out).
-        retries: how often a job is begun again whose worker was lost or that failed in a way that may pass.
+        retries: how often a job is started again whose worker was lost or that failed in a way that may be temporary.
         patience: seconds to wait for room on the cluster while no worker runs.
     """
 
@@ -153,7 +153,7 @@ def _reachable(address: str) -> None:
     try:
         socket.create_connection((host, int(port)), timeout=REACH).close()
     except OSError as error:
-        raise ConnectionError(f"--ray {address}: nobody answers there ({error}).") from error
+        raise ConnectionError(f"--ray {address}: no connection ({error}).") from error
     attempt = f"import ray; ray.init(address={address!r}, log_to_driver=False, logging_level='ERROR')"
     try:
         tried = subprocess.run([sys.executable, "-c", attempt], capture_output=True, text=True, timeout=4 * REACH)

@@ -1,8 +1,8 @@
-"""What is still to do, and who does what next: the order of a benchmark's runs, the same for one process and a fleet.
+"""The job queue: the order of a benchmark's runs, the same for one process and a fleet.
 
 Every method on a prompt and seed is compared with the uncached run of that pair, which therefore comes first. The
-order keeps a worker with the pair whose uncached run it has at hand, starts new pairs before it helps with others',
-and spreads what is left over everyone at the end. Nothing here knows of processes or machines.
+order keeps a worker with the pair whose uncached run it holds, starts new pairs before it helps with others',
+and distributes the rest over all workers at the end. Nothing here depends on processes or machines.
 """
 
 from __future__ import annotations
@@ -75,12 +75,12 @@ class _Group:
 
 
 class Jobs:
-    """What is still to do.
+    """The jobs that remain.
 
     Args:
-        jobs: in the order in which they are best begun.
-        there: pairs whose reference exists already. Of others that have jobs which need it, it is made.
-        retries: how often a job that was lost is begun again.
+        jobs: in the preferred order.
+        there: pairs whose reference exists already. For other pairs whose jobs need it, it is made.
+        retries: how often a lost job is started again.
     """
 
     def __init__(self, jobs: Iterable[Job], there: Collection[Pair] = (), retries: int = 0) -> None:

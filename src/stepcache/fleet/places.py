@@ -1,4 +1,4 @@
-"""Where results lie: a folder on this machine, or any address fsspec knows (s3://bucket/folder, gs://, memory://)."""
+"""Where results are stored: a folder on this machine, or any address fsspec knows (s3://bucket/folder, gs://, memory://)."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
     torchrun --nproc_per_node=2 -m stepcache generate ...
 
 Attention is split over the ranks (arXiv 2309.14509, Ulysses; arXiv 2310.01889, ring); latents and outputs are whole on
-each. A plan is the same everywhere. A method that decides while it runs asks all ranks before it acts (`StepCache`,
+each. A plan is the same on all ranks. A method that decides at run time puts each decision to a vote (`StepCache`,
 `group`), because a rank that computes alone would wait forever for the others' attention.
 """
 

@@ -1,1 +1,1 @@
-"""Our method, at the sampler's door: forecast the guided output, correct once a computed step shows how it went."""
+"""Our method, at the sampler step: forecast the guided output, correct the latent at the next computed step."""

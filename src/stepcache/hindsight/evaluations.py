@@ -1,7 +1,7 @@
-"""Samplers that are functions of a denoiser, as k-diffusion's and ComfyUI's: what they ask, and their response.
+"""Samplers that are functions of a denoiser (k-diffusion, ComfyUI): their evaluations, and their response.
 
-Such a sampler has no `step` that could be watched: it is handed a function denoiser(x, sigma) and evaluates it as
-often, and at such noise levels, as it likes (Heun's method 39 times in 20 steps). So it is run beforehand on zeros, on
+Such a sampler has no `step` that could be hooked: it is given a function denoiser(x, sigma) and evaluates it as
+often, and at whatever noise levels, it needs (Heun's method 39 times in 20 steps). So it is run beforehand on zeros, on
 noise and on unit vectors, as `hindsight.response` does with schedulers. An evaluation is a step here.
 
 The output of an evaluation is v = (x - denoised) / sigma: the velocity of flow matching, the noise of other models.

@@ -1,7 +1,7 @@
-"""Hindsight: forecast the guided output of skipped steps, correct the latent once a computed step shows how they went.
+"""Hindsight: forecast the guided output of skipped steps, correct the latent at the next computed step.
 
-It stands at the sampler's door, so it needs to know no branch, no prompt and no rule of guidance: it sees the one
-tensor a step that the pipeline hands to its sampler. Nothing needs a calibration; with one, better schedules can be
+It acts at the sampler step, so it needs to know no branch, no prompt and no rule of guidance: it sees the one
+tensor per step that the pipeline hands to its sampler. It needs no calibration; with one, better schedules can be
 found by trials (`stepcache plan --refine`).
 """
 
@@ -102,19 +102,19 @@ class FollowHindsight(Strategy):
         return output
 
     def _corrector(self, sampler: Any) -> Corrector:
-        """A corrector for the sampler; one that only forecasts where correcting is not possible, and a warning."""
-        answers = None
+        """A corrector for the sampler; where correcting is not possible, one that only forecasts, and a warning."""
+        response = None
         try:
             if sampler is None:
                 raise ValueError("the host does not know the sampler")
-            answers = remembered(sampler, self._run.num_steps)
-            if len(answers) != self._run.num_steps + 1:
+            response = remembered(sampler, self._run.num_steps)
+            if len(response) != self._run.num_steps + 1:
                 raise ValueError("the run does not walk all of the sampler's steps")
         except ValueError as error:
-            answers = None
+            response = None
             self._warnings.append(f"steps are forecast but not corrected: {error}")
         levels = noise_levels_of(self._run)
-        return Corrector(answers, self.cache_device, None if levels is None else places_of(levels))
+        return Corrector(response, self.cache_device, None if levels is None else places_of(levels))
 
     def release(self) -> None:
         self.stand_ins.clear()

@@ -47,21 +47,21 @@ def response(scheduler: Any, steps: int | None = None) -> torch.Tensor:
     return once
 
 
-_ANSWERS: dict[Hashable, torch.Tensor] = {}  # of the last four samplers: small, and a function of the key alone
+_RESPONSES: dict[Hashable, torch.Tensor] = {}  # of the last four samplers: small, and a function of the key alone
 
 
 def remembered(scheduler: Any, steps: int | None = None) -> torch.Tensor:
-    """`response`, worked out once for samplers that are alike: of one class, with equal settings and noise levels."""
-    if hasattr(scheduler, "answers"):  # `Evaluations`: worked out already
+    """`response`, computed once for equal samplers: of one class, with equal settings and noise levels."""
+    if hasattr(scheduler, "answers"):  # `Evaluations`: computed already
         return torch.as_tensor(scheduler.answers())
     config, begin = getattr(scheduler, "config", None), getattr(scheduler, "begin_index", None)
     levels = [x for x in (scheduler.timesteps, getattr(scheduler, "sigmas", None)) if x is not None]
     key = (type(scheduler), str(config), begin, steps, str([torch.as_tensor(x).tolist() for x in levels]))
-    if config is None or key not in _ANSWERS:
-        while len(_ANSWERS) >= 4:
-            del _ANSWERS[next(iter(_ANSWERS))]
-        _ANSWERS[key] = response(scheduler, steps)
-    return _ANSWERS[key]
+    if config is None or key not in _RESPONSES:
+        while len(_RESPONSES) >= 4:
+            del _RESPONSES[next(iter(_RESPONSES))]
+        _RESPONSES[key] = response(scheduler, steps)
+    return _RESPONSES[key]
 
 
 def _push(scheduler: Any, scale: float, steps: int | None) -> torch.Tensor:

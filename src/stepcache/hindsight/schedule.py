@@ -1,7 +1,7 @@
 """Which steps are computed where nothing has been calibrated: one schedule for all models, in noise levels.
 
-Schedules travel between models by noise level, not by step index: the plans that calibrations of four small models of
-different kinds lead to agree, within one step or so, on steps that are evenly spaced in
+Schedules transfer between models by noise level, not by step index: the plans from calibrations of four small models
+of different kinds agree, within one step or so, on steps that are evenly spaced in
 
     log((1 - sigma + CLEAN) / (sigma + NOISY)),
 
@@ -61,7 +61,7 @@ def places_of(levels: Sequence[float]) -> list[float]:
 
 
 def _steadied(computed: tuple[int, ...]) -> tuple[int, ...]:
-    """The same gaps, growing up to the widest and shrinking from there: rounding leaves them to waver."""
+    """The same gaps, sorted: growing up to the widest, shrinking from there; rounding leaves them irregular."""
     gaps = [b - a for a, b in itertools.pairwise(computed)]
     around = [sum(gaps[max(0, i - 1) : i + 2]) for i in range(len(gaps))]
     widest = around.index(max(around)) + 1

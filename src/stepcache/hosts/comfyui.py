@@ -1,6 +1,6 @@
 """stepcache in ComfyUI: two hooks on a cloned model, one around a sampler's run, one around a guided evaluation.
 
-A skipped evaluation does not call ComfyUI's own at all, so nothing need be known of conditions, areas, batches, masks,
+A skipped evaluation does not call ComfyUI's own at all, so it does not depend on conditions, areas, batches, masks,
 control nets or guiders. Every run of a sampler (of two in a row, of a part of the steps, of denoise below 1) is a
 trajectory of its own. Nothing of ComfyUI is imported: its names for the hooks are strings.
 """

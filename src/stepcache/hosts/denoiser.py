@@ -1,11 +1,11 @@
-"""stepcache in samplers that are functions of a denoiser: k-diffusion's, and one's own.
+"""stepcache in samplers that are functions of a denoiser: k-diffusion's, or your own.
 
     with stepcache.accelerate(denoiser, Hindsight(10), sampler=sample_heun, sigmas=sigmas) as run:
         x = sample_heun(run, x, sigmas)
     print(run.summary())
 
-`run` stands in for the denoiser. The unit is an evaluation of it, guidance included: budgets count evaluations, and a
-skipped one does not call the denoiser at all.
+`run` takes the place of the denoiser. The unit is an evaluation of it, guidance included: budgets count evaluations,
+and a skipped one does not call the denoiser at all.
 """
 
 from __future__ import annotations

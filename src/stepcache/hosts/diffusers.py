@@ -1,4 +1,4 @@
-"""stepcache in diffusers: any pipeline with a transformer, without code of its own.
+"""stepcache in diffusers: any pipeline with a transformer, without model-specific code.
 
     with stepcache.accelerate(pipe, LeMiCa(budget=25)) as run:
         video = pipe(prompt).frames[0]
@@ -45,9 +45,9 @@ from stepcache.hosts.patching import (
 from stepcache.named import named
 
 PATCHING = LastingPatches.__init__.__code__.co_filename
-"""Where our own methods stand in for others'."""
+"""File of our own replacements of others' methods."""
 CONDITIONS = ("encoder_hidden_states", "cap_feats", "prompt_embeds", "class_labels", "input_ids", "text_bth")
-"""Names of the transformers' text inputs; the first that is given tells branches apart where pipelines name none."""
+"""Names of the transformers' text inputs; the first that is given distinguishes branches where pipelines name none."""
 LATENTS = ("hidden_states", "vision_tokens")
 """Names of the transformers' noisy inputs, where that is not the first."""
 TEXT_FIRST = ("Ideogram4Transformer2DModel", "QwenImage21Transformer2DModel")
@@ -397,7 +397,7 @@ class _Host:
             )
 
     def _watch(self, scheduler: Any) -> None:
-        """Stand at the door of the pipeline's scheduler, and of others it has for a part of the latent (sound)."""
+        """Hook the `step` of the pipeline's scheduler, and of others it has for a part of the latent (sound)."""
         self.scheduler = scheduler
         components = getattr(self.pipe(), "components", {}).values()
         others = [c for c in components if hasattr(c, "timesteps") and callable(getattr(c, "step", None))]
@@ -408,7 +408,7 @@ class _Host:
                 self.patches.set(found, "step", step(found), copies=step)
 
     def _step_of(self, scheduler: Any) -> Callable[[Method], Method]:
-        """What `scheduler.step` becomes: the sampler's door."""
+        """The replacement of `scheduler.step`."""
         own = scheduler is self.scheduler
 
         def make(original: Method) -> Method:

@@ -1,4 +1,4 @@
-"""Enter a module of somebody else's: one call of a transformer, or the blocks of its stack one by one."""
+"""Enter a foreign module: one call of a transformer, or the blocks of its stack one by one."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Entrance:
             result = original(*args, **kwargs)
             self._shapes[call.branch] = result[0].new_empty(()).expand(result[0].shape)
             self.cache.keep(call, x, result[0])
-        elif self.cache.strategy.predicts_guided:  # the sampler's door makes the forecast: anything of this shape
+        elif self.cache.strategy.predicts_guided:  # the sampler step makes the forecast: anything of this shape
             result = [torch.ones_like(self._shapes[call.branch], memory_format=torch.contiguous_format)]
         else:
             result = [self.cache.predict(call, x)]

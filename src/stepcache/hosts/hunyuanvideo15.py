@@ -24,7 +24,7 @@ class CacheHelper:
 
     def __init__(self, pipe: Any, cache: StepCache, patches: Patches) -> None:
         self.cache, self._pipe, self._patches = cache, weakref.ref(pipe), patches
-        self.cur_timestep = 0  # index of the step that begins; upstream sets it, the sampler's door tells us
+        self.cur_timestep = 0  # index of the step that begins; upstream sets it, at the sampler step we learn of it
         self._samplers: list[Any] = []
 
     def clear_states(self) -> None:

@@ -5,7 +5,7 @@
     print(run.summary())
 
 A step ends when the scheduler takes its step. Without a scheduler it ends when the timestep changes; without either,
-when a branch comes round again (one call a step, unless `condition` tells branches apart).
+when a branch is called again (one call a step, unless `condition` distinguishes branches).
 """
 
 from __future__ import annotations
@@ -93,15 +93,15 @@ def attach(
         timestep: name of the argument that holds the timestep. A step ends when it changes, and a run begins when it
             is back where the last one began (one that was aborted); reading it costs one synchronisation a call on a
             GPU. Timesteps that repeat need the scheduler instead.
-        condition: name of the argument whose identity or content tells branches apart; default: their order.
+        condition: name of the argument whose identity or content distinguishes branches; default: their order.
         scheduler: the sampler that steps with the outputs (a diffusers scheduler, or one with its `timesteps` and
             `step(model_output, ...)`). It ends steps, new timesteps begin a run, plans are checked against it, and
-            `Hindsight` stands at its door.
+            `Hindsight` acts at its `step`.
         guidance: the guidance scale that mixes the branches; 1 where there is none. Plans are checked against it.
         blocks: the block list, for boundary "blocks".
         streams: names of the arguments that a block takes and returns, the first of them the tokens.
         model: name under which published figures are looked up and plans are checked.
-        cache_device: where cached tensors live between steps; default: where they are made.
+        cache_device: where cached tensors are held between steps; default: where they are made.
         group: process group of the ranks that work on one run together.
 
     Raises:
@@ -141,7 +141,7 @@ def _enter(
     blocks: list[torch.nn.Module] | None,
     streams: tuple[str, ...],
 ) -> None:
-    """Stand at both doors; ValueError if another cache stands there."""
+    """Hook the model call and the sampler step; ValueError if another cache is there."""
     cache, (sample, timestep, condition) = host.cache, arguments
     stack = ForeignBlockStack(cache, blocks, patches, streams) if blocks and cache.boundary == "blocks" else None
     entrance = TreeEntrance(cache, stack)

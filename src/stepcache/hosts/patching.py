@@ -1,4 +1,4 @@
-"""Enter modules whose code and life we do not know: what others do to them meanwhile, and what their blocks may do."""
+"""Enter modules of unknown code: others may wrap, compile or copy them meanwhile, and their blocks vary."""
 
 from __future__ import annotations
 
@@ -53,18 +53,18 @@ class LastingPatches:
         must be compiled before.
 
         Raises:
-            ValueError: the module carries a cache already.
+            ValueError: the module has a cache already.
         """
         if isinstance(module._compiled_call_impl, _Ours) and module._compiled_call_impl.active:
-            raise ValueError(f"this {type(module).__name__} carries a cache already; take that one out first.")
+            raise ValueError(f"this {type(module).__name__} has a cache already; remove that one first.")
         self.set(module, "_compiled_call_impl", make, module._compiled_call_impl or module._call_impl)
 
     def overridden(self) -> bool:
-        """Whether somebody has put his own call in place of one of ours, as `module.compile()` does."""
+        """Whether other code has replaced one of our calls, as `module.compile()` does."""
         return any(not ours.on_top for ours in self._ours if ours.name == "_compiled_call_impl")
 
     def restore(self) -> None:
-        """Put everything back; where a stranger has wrapped our method since, ours stays as a plain passage."""
+        """Put everything back; where other code has wrapped our method since, ours stays and passes calls through."""
         self.active = False
         for ours in reversed(self._ours):
             ours.take_out()
@@ -72,7 +72,7 @@ class LastingPatches:
 
 
 class _Ours:
-    """A method of ours on somebody's object.
+    """A method of ours on another's object.
 
     It shows the signature of the one it replaces (pipelines look at it), passes calls through once the patches are
     undone, and does not come along when the object is copied.

@@ -3,7 +3,7 @@
 Upstream's `generate.py` creates its pipeline object inside a function, as `wan.WanT2V(...)`, and that creates a sampler
 for every video; of speech to video and of animation, for every clip that the video is put together from. So these names
 are replaced, for as long as `installed` is active, by factories that put a cache into the one pipeline they make and
-stand at the door of its samplers. The transformer is entered as an object, outside of the `forward` that upstream may
+hook the `step` of its samplers. The transformer is entered as an object, outside of the `forward` that upstream may
 have set (sequence parallelism) or wrapped (FSDP): both keep working.
 """
 

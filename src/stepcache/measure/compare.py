@@ -1,4 +1,4 @@
-"""How close clips are to their originals: pairs, tables and JSON of `stepcache compare`."""
+"""How close clips are to their references: pairs, tables and JSON of `stepcache compare`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from stepcache.measure.video import CONTAINERS, png_frames
 
 @dataclass(frozen=True)
 class Pair:
-    """Two clips to compare, by a name of their own."""
+    """Two clips to compare, and a name for the pair."""
 
     name: str
     original: Path

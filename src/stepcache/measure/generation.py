@@ -35,9 +35,9 @@ class Request:
 
 
 def check_policy(policy: Policy, request: Request, inputs: Inputs, pipe: Any = None) -> None:
-    """Let a policy that does not fit the run say so before anything is computed (ValueError).
+    """ValueError for a policy that does not fit the run, before anything is computed.
 
-    Without a pipeline what the model alone can tell is left out, so that the rest is said before it is loaded.
+    Without a pipeline, checks that need the model are omitted, so that the others come before it is loaded.
     """
     if isinstance(policy, MagCacheCalibration) or (pipe is None and _needs_model(policy)):
         return

@@ -1,12 +1,12 @@
-"""What uncached runs teach about a model: a small file from which any plan can be made without another evaluation.
+"""A calibration: recorded uncached runs, a small file from which plans are made without another evaluation.
 
-Of a run of S steps are kept
+Stored for a run of S steps:
 
 - the Gram matrix of the guided outputs v_0..v_(S-1), what the pipeline hands to its sampler, and of the first latent
   x_0: any prediction of an output from other outputs is a sum of them, so its error, and the error of a whole plan,
-  are sums over inner products. However guidance is made (plain, rescaled, interval, none), the guided output is one
-  tensor a step;
-- of every branch the change of magnitude from step to step (MagCache's ratios) and the transformation rates
+  are sums over inner products. Whatever the guidance (plain, rescaled, interval, none), the guided output is one
+  tensor per step;
+- for every branch the change of magnitude from step to step (MagCache's ratios) and the transformation rates
   (EasyCache's k).
 
 A sampler that is linear in the outputs makes x_k = a_k x_0 + sum over s < k of R[k, s] v_s. The numbers a and R, the

@@ -2,7 +2,7 @@
 
 Everything here is a quadratic form of the calibration's Gram matrices. A plan's error in the guided output of step s is
 a combination of recorded ones; weighted with the sampler's influence g_s it is its error in the final latent (open
-loop: as if the later outputs did not answer to it).
+loop: as if the later outputs did not respond to it).
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ GUIDANCE_MARGIN = 0.3
 def step_errors(calibration: Calibration, plan: PlanFile) -> np.ndarray:
     """(S, runs): norm of the error a plan makes in each step's guided output over the norm of that output."""
     errors = np.zeros((calibration.num_steps, len(calibration.runs)))
-    for step, missed in _missed(plan, corrected=False):
-        error = calibration.norms(_over(calibration, missed))
+    for step, weights in _deviations(plan, corrected=False):
+        error = calibration.norms(_over(calibration, weights))
         errors[step] = error / calibration.norms(_over(calibration, {step: 1.0}))
     return errors
 
@@ -41,8 +41,8 @@ def step_errors(calibration: Calibration, plan: PlanFile) -> np.ndarray:
 def plan_error(calibration: Calibration, plan: PlanFile) -> np.ndarray:
     """(runs,): error of the final latent over its norm, open loop, cross terms and guidance included.
 
-    Of a hindsight plan it is the error of interpolating its gaps: what the corrector comes to where misses are believed
-    in full.
+    Of a hindsight plan it is the error of interpolating its gaps: what the corrector achieves if forecast errors are
+    fully trusted.
 
     Raises:
         ValueError: the plan is of another step count.
@@ -55,13 +55,13 @@ def plan_error(calibration: Calibration, plan: PlanFile) -> np.ndarray:
 def final_error(calibration: Calibration, plan: PlanFile) -> np.ndarray:
     """(S + 1,): the plan's open-loop error in the final latent over the Gram matrix's vectors (see `plan_error`)."""
     total: dict[int, float] = {}
-    for step, missed in _missed(plan, corrected=True):
-        for row, value in missed.items():
+    for step, weights in _deviations(plan, corrected=True):
+        for row, value in weights.items():
             total[row] = total.get(row, 0.0) + float(calibration.influence[step]) * value
     return _over(calibration, total)
 
 
-def _missed(plan: PlanFile, corrected: bool) -> Iterator[tuple[int, dict[int, float]]]:
+def _deviations(plan: PlanFile, corrected: bool) -> Iterator[tuple[int, dict[int, float]]]:
     """(skipped step, step -> weight): predicted minus true output; `corrected`: as hindsight leaves it in the end."""
     rows, computed, hindsight = dict(plan.plan.weights), plan.plan.computed, plan.method == "hindsight"
     for step in plan.plan.skipped:
@@ -85,7 +85,7 @@ def gram_edges(calibration: Calibration, longest: int = LONGEST_GAP) -> dict[tup
     """LeMiCa's graph in closed form: (i, j) -> change of the final latent when the steps between repeat output i.
 
     The mean over runs of the root mean square change of an entry; LeMiCa measures the mean absolute change in a run
-    where later outputs answer to it (arXiv 2511.00090; `replay.measured_edges`).
+    where later outputs respond to it (arXiv 2511.00090; `replay.measured_edges`).
     """
     steps, edges = calibration.num_steps, {}
     size = math.sqrt(math.prod(calibration.size))

@@ -38,7 +38,7 @@ def forecasts(calibration: Calibration) -> list[Forecast]:
 def psnr_of(calibration: Calibration, error: float) -> float | None:
     """PSNR in dB that an open-loop error of the final latent comes to; `None` if no accelerated run was made.
 
-    Open loop leaves out that later outputs answer to earlier errors. The calibration's accelerated run knows by how
+    Open loop ignores that later outputs respond to earlier errors. The calibration's accelerated run shows how
     much that matters: PSNR = its PSNR - 20 log10(error / open-loop error of its plan).
     """
     if error <= 0:

@@ -26,7 +26,7 @@ class PlanFile:
 
     Args:
         plan: schedule and weights.
-        method: "hindsight" forecasts the guided output and corrects; any other follows the weights at the model's door.
+        method: "hindsight" forecasts the guided output and corrects; any other applies the weights at the model call.
         model, shift, guidance, timesteps, scheduler: what the plan was made for; `None` is "any".
         guidance_range: lowest and highest guidance scale the plan may be used at, where `guidance` is left open.
         boundary: where reuse is applied.

@@ -1,9 +1,9 @@
-"""Plans that are measured: try schedules on the calibration prompts and keep the one that serves the worst of them.
+"""Plans that are measured: try schedules on the calibration prompts and keep the best on the worst quarter of them.
 
-Which of two schedules of one budget is better cannot be told from an uncached run (docs/research.md): later outputs
-answer to earlier errors. So the schedule and its neighbours, one computed step moved by one, are run on the calibrated
-prompts themselves, and the best by the worst quarter of the prompts is taken. The mean alone would choose schedules
-that lose a prompt for ever.
+An uncached run does not tell which of two schedules of one budget is better (docs/research.md): later outputs
+respond to earlier errors. So the schedule and its neighbours, one computed step moved by one, are run on the
+calibrated prompts, and the best on the worst quarter of the prompts is taken. The mean alone would choose schedules
+that fail on single prompts.
 """
 
 from __future__ import annotations

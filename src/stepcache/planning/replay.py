@@ -1,8 +1,9 @@
-"""LeMiCa's graph measured: run on from a stored state with one segment reused (arXiv 2511.00090).
+"""LeMiCa's graph, measured: continue from a stored state with one segment reused (arXiv 2511.00090).
 
-Edge i -> j weighs the mean absolute change of the final latent when the steps between i and j repeat what step i gave,
-and all others are computed. The uncached run is recorded once; up to j - 1 a replay takes its outputs from the record,
-so that only steps from j on are evaluated. At the `blocks` boundary the record is of the block stack's residuals.
+The weight of edge i -> j is the mean absolute change of the final latent when the steps between i and j reuse the
+output of step i, and all others are computed. The uncached run is recorded once; up to j - 1 a replay takes its outputs
+from the record, so that only steps from j on are evaluated. At the `blocks` boundary the block stack's residuals are
+recorded.
 """
 
 from __future__ import annotations
