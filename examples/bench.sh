@@ -1,8 +1,8 @@
-# Every method side by side on a model, and the page to look at.
+# Every method side by side on a model, and the report.
 #
 #     sh examples/bench.sh
 #
-# With your own model: MODEL=DIR PROMPTS=prompts.txt. Interrupt at will; run it again with RESUME=--resume to go on.
+# With your own model: MODEL=DIR PROMPTS=prompts.txt. Interrupt at any time; run it again with RESUME=--resume to continue.
 set -e
 cd "$(dirname "$0")/.."
 MODEL="${MODEL:-assets/zoo/patterns}"

@@ -71,7 +71,7 @@ def test_from_an_empty_folder_to_the_page_and_nothing_twice(model, tmp_path, cap
     methods += ["sampler:euler", "plan:plan-4.json"]
     assert sorted(counted) == sorted((method, prompt) for method in methods for prompt in PROMPTS[:2])
     said = capsys.readouterr().out
-    assert "control: all steps computed are the uncached run bit for bit, at both doors" in said
+    assert "control: with all steps computed, reuse and Hindsight are bit-identical to the uncached run" in said
     assert "an uncached run takes about" in said
     found = load_document(out)
     assert (found["state"], found["control"]) == ("complete", "identical")

@@ -1,7 +1,7 @@
-"""Train a model of the zoo from nothing: `python tools/train_zoo.py emoji --work outputs/emoji`.
+"""Train a model of the zoo from scratch: `python tools/train_zoo.py emoji --work outputs/emoji`.
 
-Writes the finished pipeline, training.json and a sheet of samples to assets/zoo/NAME. Seeded; interrupt it at will and
-run the same command again. On two CPU cores each takes one to two hours; a GPU is used where there is one.
+Writes the finished pipeline, training.json and a sheet of samples to assets/zoo/NAME. Seeded; interrupt it at any time
+and run the same command again. On two CPU cores each takes one to two hours; a GPU is used where there is one.
 """
 
 from __future__ import annotations

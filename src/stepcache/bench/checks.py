@@ -1,7 +1,7 @@
-"""What must hold on every machine, checked on tiny real pipelines: `stepcache selftest`, and the same in the suite.
+"""Checks that must pass on every machine, on tiny real pipelines: `stepcache selftest`, and the same in the test suite.
 
-A check is a function of the device. It returns in one sentence what it measured, raises `Wrong` with what does not
-hold, or `NotHere` with what it would need.
+A check is a function of the device. It returns in one sentence what it measured, or raises `Wrong` with what does not
+hold, or `NotHere` with what is missing.
 """
 
 from __future__ import annotations

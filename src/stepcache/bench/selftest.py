@@ -1,4 +1,4 @@
-"""Run the checks of `bench.checks`: their outcomes, which of them, and on what."""
+"""Run the checks of `bench.checks`: outcomes, selection, and the machine."""
 
 from __future__ import annotations
 

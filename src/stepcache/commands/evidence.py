@@ -1,13 +1,13 @@
-"""`stepcache evidence`: the table a sceptic asks for, on a model and a machine of one's own.
+"""`stepcache evidence`: measure all methods on your own model and machine.
 
     stepcache evidence --model Wan-AI/Wan2.1-T2V-1.3B-Diffusers --hours 8
     stepcache evidence --merge evidence-* --out evidence.md
 
-Steps, size and guidance are the model's own. First a control: all steps computed must be the uncached run bit for bit.
-Then, at half, two fifths, a third and a quarter of the steps: Hindsight, with schedules tried on other prompts and
-without; uniform reuse, Spectrum, extrapolation, what was published for the model, installed peers, and fewer steps. An
-uncached run with another sampler says what "close" means. The folder can be sent in as it is (docs/evidence.md).
-The same command goes on where it was stopped.
+Steps, size and guidance are the model's defaults. First a control: a run with all steps computed must be bit-identical
+to the uncached one. Then, at half, two fifths, a third and a quarter of the steps: Hindsight, with schedules tried on
+other prompts and without; uniform reuse, Spectrum, extrapolation, published schedules of the model, installed caches of
+other projects, and fewer steps. An uncached run with another sampler shows what "close" means. The folder can be
+submitted as it is (docs/evidence.md). The same command resumes where it was stopped.
 """
 
 from __future__ import annotations
@@ -41,20 +41,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags = Flags(parser, lambda args: {MERGE} if args.merge else {RUN})
     add = functools.partial(flags.add, needs=RUN)
     add("--model", metavar="DIR_OR_ID", help="folder or hub id of a diffusers pipeline")
-    add("--hours", type=float, metavar="H", help="stop after so many hours (default: 16 prompts, as long as it takes)")
+    add("--hours", type=float, metavar="H", help="stop after this many hours (default: 16 prompts, no limit)")
     flags.add("--out", metavar="PATH", help="folder (default: evidence-MODEL); with --merge a file for the table")
     add(
-        "--prompts", metavar="FILE", help="one a line; the last four are for planning (default: the model's, else ours)"
+        "--prompts",
+        metavar="FILE",
+        help="one per line; the last four are for planning (default: the model's, else ours)",
     )
-    add("--offload", action="store_true", default=False, help="keep parts in the CPU's memory while not needed")
-    add("--lpips", action="store_true", default=False, help=f"fetch AlexNet's weights ({SIZE}) if they are missing")
+    add("--offload", action="store_true", default=False, help="keep idle parts of the model in CPU memory")
+    add("--lpips", action="store_true", default=False, help=f"download AlexNet's weights ({SIZE}) if they are missing")
     add_request_flags(flags, needs=RUN)
     add_device_flags(flags, needs=RUN)
     flags.add("--merge", nargs="+", metavar="DIR", help="make one table of several folders or evidence.json files")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Merge what was sent in; or check, load, and run what is not there yet."""
+    """Merge submitted folders; or check, load, and run what is missing."""
     if args.merge:
         table = merged([load_document(Path(path)) for path in args.merge])
         print(table)
@@ -63,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
             write_atomically(args.out, table + "\n")
         return 0
     if not args.model:
-        raise ValueError("give --model, or --merge with what was sent in.")
+        raise ValueError("give --model, or --merge with submitted folders.")
     if args.hours is not None and not args.hours > 0:
         raise ValueError(f"--hours is {args.hours:g}; expected more than 0.")
     request = request_from(args)

@@ -1,4 +1,4 @@
-"""`stepcache selftest`: does everything work on this machine? Tiny models, no files, under two minutes."""
+"""`stepcache selftest`: check that everything works on this machine. Tiny models, no files, under two minutes."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ WORDS = {"passed": "ok", "failed": "FAILED", "skipped": "skipped"}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `stepcache selftest`."""
     parser.description = __doc__
-    parser.epilog = "Ends with code 0 if nothing failed, 1 if something did."
+    parser.epilog = "The exit code is 0 if nothing failed, 1 otherwise."
     flags = Flags(parser)
     flags.add("--device", metavar="DEV", help="cpu, cuda, cuda:1, ... (default: CUDA if there is one)")
-    flags.add("--only", metavar="NAMES", help="these checks, separated by commas (default: all)")
-    flags.add("--json", metavar="FILE", help="write what was found there too")
+    flags.add("--only", metavar="NAMES", help="run only these checks, separated by commas (default: all)")
+    flags.add("--json", metavar="FILE", help="also write the results as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print versions, a line a check as it ends, and the counts."""
+    """Print versions, a line per check when it ends, and the counts."""
     device = find_device(args.device)
     if args.json is not None:
         check_writable(args.json)

@@ -1,1 +1,1 @@
-"""Evidence on one's own model and machine: what is run (`setup`), the runs (`session`), what came of it (`rows`)."""
+"""Evidence on your own model and machine: what is run (`setup`), the runs (`session`), the results (`rows`)."""

@@ -1,4 +1,4 @@
-"""What came of evidence on a model: a row a method, `evidence.json`, and several of these as one table."""
+"""Results of evidence: a row per method, `evidence.json`, and several of these as one table."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def document(folder: Folder, setup: Setup, key: Mapping[str, Any], state: str, s
 
 
 def load_document(path: Path) -> dict[str, Any]:
-    """Evidence that was sent in: `evidence.json`, or the folder that holds it; ValueError if it is none."""
+    """Submitted evidence: `evidence.json`, or the folder that holds it; ValueError if it is none."""
     file = path / "evidence.json" if path.is_dir() else path
     return parse_document(read_text(file, "evidence"), SCHEMA, VERSION)
 

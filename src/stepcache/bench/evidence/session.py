@@ -105,7 +105,7 @@ class Session:
                 return 1
             description["ceiling"] = ceiling(*runs)
             self.results.write(description)
-        self.say("control: all steps computed are the uncached run bit for bit, at both doors")
+        self.say("control: with all steps computed, reuse and Hindsight are bit-identical to the uncached run")
         self.plan(setup)
         self.runner.contenders = contenders = self.contenders(setup, made=True)
         bench = Bench(self.results, contenders, description | {"schedules": _schedules(contenders)}, shared=True)
@@ -263,7 +263,7 @@ class Session:
         clips, _ = load_clips(self.results, results, WIDTH, 4)
         write_atomically(self.folder / "report.html", page(results, clips))
         self.say(
-            f"\n{text}\n\nwrote {self.folder}: evidence.json, evidence.txt, report.html. How to send it in: "
+            f"\n{text}\n\nwrote {self.folder}: evidence.json, evidence.txt, report.html. How to submit it: "
             "docs/evidence.md"
         )
 

@@ -1,4 +1,4 @@
-"""Evidence on a model of one's own: what is run, in what order, in how much time, and what is told of it.
+"""The setup of evidence: what is run, in what order, in how much time, and what is announced beforehand.
 
 A folder of evidence is a benchmark's folder (`results.Folder`) with a calibration, plans, and `evidence.json` in it.
 """
