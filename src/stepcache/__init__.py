@@ -1,4 +1,4 @@
-"""stepcache: diffusion transformers 2-4x faster without training.
+"""stepcache: diffusion transformers, faster without training.
 
 Compute some denoising steps, predict the rest:
 

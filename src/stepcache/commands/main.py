@@ -80,7 +80,7 @@ class Parser(argparse.ArgumentParser):
 
 def build_parser(chosen: str | None) -> argparse.ArgumentParser:
     """All subcommands, and the flags of the one that is chosen."""
-    parser = Parser(prog="stepcache", description="Diffusion transformers 2-4x faster without training.")
+    parser = Parser(prog="stepcache", description="Diffusion transformers, faster without training.")
     parser.add_argument("--version", action="version", version=f"stepcache {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     for name, text in COMMANDS.items():
