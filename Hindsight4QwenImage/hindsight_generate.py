@@ -934,8 +934,8 @@ class PlanFile:
             return self
         what = f"this plan ({self.method}) was made for " + ", ".join(differences)
         if not self.resample:
-            alone = differences[0] if len(differences) == 1 and differences[0].startswith("guidance") else ""
-            make = f"Run with {alone.split(' (')[0]}, make" if alone else "Make"
+            alone = differences[0].split(" (")[0] if len(differences) == 1 else ""
+            make = f"Run with {alone}, make" if alone.startswith("guidance") and " to " not in alone else "Make"
             raise ValueError(f"{what}. {make} one for this run, or use it all the same by resampling (resample=True).")
         warnings.warn(f"{what}; used all the same because resampling was asked for.", stacklevel=2)
         if self.plan.num_steps == run.num_steps:

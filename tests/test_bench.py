@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -27,6 +28,7 @@ from stepcache.measure.pipelines import load_pipeline
 from stepcache.methods import EasyCache, LeMiCa, MagCache
 
 STEPS = 8
+ZOO = Path(__file__).resolve().parents[1] / "assets" / "zoo"
 PROMPTS = 'a red circle\na <b>"blue"</b> square & a 🐈\n'
 
 
@@ -193,6 +195,17 @@ def test_the_meter_counts_below_every_peer(model):
     assert sum(run_once(pipe, request, parse_one("uncached")).executed) == whole
 
 
+def test_a_peer_leaves_the_transformer_as_it_found_it():
+    """cache-dit 1.5 leaves hooks on FLUX's, and the next peer then fails."""
+    pytest.importorskip("cache_dit", reason="cache-dit is not installed (pip install 'stepcache[peers]')")
+    pipe = load_pipeline(str(ZOO / "landscapes"))
+    pipe.set_progress_bar_config(disable=True)
+    request = Request("hills", steps=6, guidance=3.5, height=64, width=64, max_sequence_length=6)
+    before = run_once(pipe, request, parse_one("fbcache:0.6")).executed
+    run_once(pipe, request, parse_one("cachedit:0.04,W=2"))
+    assert run_once(pipe, request, parse_one("fbcache:0.6")).executed == before
+
+
 def test_a_transformer_without_blocks_is_refused():
     with pytest.raises(ValueError, match="no list of blocks"):
         Meter(SimpleNamespace(components={"transformer": torch.nn.Linear(2, 2)}))
@@ -202,13 +215,17 @@ def test_two_runs_do_not_write_into_one_folder(model, tmp_path, capsys):
     with alone(tmp_path / "results"):
         assert bench(model, tmp_path, "uniform:4") == 2
     assert "another run is writing to" in capsys.readouterr().err
-    assert list((tmp_path / "results").iterdir()) == []
+    assert not (tmp_path / "results").exists()
     with alone(tmp_path / "calibration.json", folder=False):
         asked = ["--model", model, "--prompts", str(tmp_path / "prompts.txt"), "--steps", str(STEPS)]
         assert main(["calibrate", *asked, "--out", str(tmp_path / "calibration.json")]) == 2
     assert "another run is writing to" in capsys.readouterr().err
     with alone(tmp_path / "results"), alone(tmp_path / "others"):
         pass
+    assert not (tmp_path / "others").exists()
+    with alone(tmp_path / "new" / f"{'x' * 248}.json", folder=False):  # as long as a name can be
+        pass
+    assert not (tmp_path / "new").exists()
 
 
 def test_what_it_will_cost_is_said_before(model, tmp_path):

@@ -1,17 +1,16 @@
 """`stepcache evidence` on a real, untrained pipeline: what is decided, run, resumed, refused, merged."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from stepcache.bench.evidence import session, setup
-from stepcache.bench.evidence.rows import Row, as_table, load_document, merged
+from stepcache.bench.evidence.rows import Row, as_table, load_document, merged, rows_of
 from stepcache.bench.evidence.setup import Cost, budgets_of, computed_of, decided, published
 from stepcache.bench.runs import Runner
 from stepcache.commands import evidence
@@ -95,6 +94,7 @@ def test_from_an_empty_folder_to_the_page_and_nothing_twice(model, tmp_path, cap
     lines = (tmp_path / "t.md").read_text().splitlines()
     assert len(lines) == 4
     assert lines[2] == lines[3]
+    assert str(tmp_path) not in (out / "evidence.json").read_text()
     assert "4 of 8" in lines[2]
 
 
@@ -106,12 +106,13 @@ def test_a_control_row_that_is_not_identical_stops_it(model, tmp_path, capsys, s
         result = real(pipe, request, contender)
         calls.append(contender.name)
         wrong = contender.name == broken and (broken != "uncached" or calls.count("uncached") == 2)
-        return replace(result, frames=np.bitwise_xor(result.frames, 1)) if wrong else result
+        latents = (*result.latents[:-1], result.latents[-1] + 1e-6)  # nothing that 8 bits show
+        return replace(result, latents=latents) if wrong else result
 
     monkeypatch.setattr(setup, "run_once", run_once)
     assert collect(model, tmp_path) == 1
     said = capsys.readouterr().out
-    where = {"uncached": "two uncached runs differ", "uniform:8": "at the model's door", "hindsight:8": "the sampler's"}
+    where = {"uncached": "two uncached runs differ", "uniform:8": "the model's call", "hindsight:8": "sampler's"}
     assert "the control row is not identical" in said
     assert where[broken] in said
     assert not (tmp_path / "out" / "items").exists()
@@ -122,7 +123,7 @@ def test_a_control_row_that_is_not_identical_stops_it(model, tmp_path, capsys, s
     ("flags", "says"),
     [
         (("--hours", "0"), "--hours is 0; expected more than 0"),
-        (("--hours", "0.00001"), "hours are too few: one prompt with every method takes about"),
+        (("--hours", "0.00001"), "--hours 1e-05 are too few: loading the model, a control, and one prompt"),
         (("--steps", "5"), "a run of 5 steps is too short"),
         (("--merge", "nowhere"), "has no effect here"),
         (("--device", "cuda"), "--device cuda cannot be used here"),
@@ -162,7 +163,7 @@ def test_not_a_pipeline_not_evidence_and_nothing_to_do(tmp_path, capsys):
         (["--model", str(tmp_path)], "has no model_index.json"),
         ([], "give --model, or --merge"),
         (["--merge", str(tmp_path / "nowhere")], "does not exist"),
-        (["--merge", str(tmp_path / "a.json")], "schema"),
+        (["--merge", str(tmp_path / "a.json")], "a.json is no evidence, or damaged"),
     ):
         assert main(["evidence", *arguments]) == 2
         assert says in capsys.readouterr().err
@@ -181,14 +182,15 @@ def test_what_is_decided_fits_the_hours(steps, loop, around, seconds, count, cal
     cost, prompts = Cost(loop, around, steps), ([f"p{i}" for i in range(count)], ["a", "b"] if calibrated else [])
 
     def choose(seconds):
-        return decided(steps, ["sampler:euler"], ["fbcache:@10"], prompts, cost, seconds)
+        hours = None if seconds is None else seconds / 3600
+        return decided(steps, ["sampler:euler"], ["fbcache:@10"], prompts, cost, hours)
 
     try:
         found = choose(seconds)
     except ValueError:
         least = choose(None)
         bare = [m for m in least.methods if not m.startswith(("plan:", "fbcache"))]
-        assert seconds < cost.prompt(bare) + 2 * cost.run(steps) + 1e-6
+        assert seconds < cost.control() + cost.prompt(bare) + 1e-3
         return
     assert cost.searching(found.methods) <= setup.PEERS_SHARE * seconds + 1e-6
     assert not found.trials or cost.planning(found) <= setup.PLANNING_SHARE * seconds + 1e-6
@@ -207,6 +209,78 @@ def test_budgets_and_what_methods_compute():
     assert published("wan2.1-t2v-1.3B", (25, 20, 17, 12), 50) == ["lemica:25", "lemica:20", "lemica:17", "magcache"]
     assert published("wan2.1-t2v-1.3B", (25,), 40) == []
     assert published(None, (25,), 50) == []
+
+
+def test_rows_of_identical_clips_of_one_prompt_and_of_failures(tmp_path):
+    """An identical clip is not in the mean and does not hide it; one prompt has no spread; who failed is not best."""
+    from stepcache.bench.results import Folder, Item
+
+    folder, setting = (
+        Folder(tmp_path),
+        setup.Setup((4,), ("hindsight:4", "uniform:4", "spectrum:4", "fbcache:@4"), 0, ("a", "b", "c"), ()),
+    )
+    folder.write({"request": {"steps": 8}, "unsearched": {"fbcache:@4": "no such block"}})
+    psnr = {
+        "uncached": (None,) * 3,
+        "hindsight:4": (41.0, None, 39.0),
+        "uniform:4": (30.0, 31.0, 32.0),
+        "spectrum:4": (50.0,),
+    }
+    for method, values in psnr.items():
+        for i in range(3):
+            error = "" if i < len(values) else "broken"
+            known = {"computed": 8.0 if method == "uncached" else 4.0, "loop_seconds": 1.0, "reference_seconds": 1.0}
+            item = Item(
+                method, i, "a", 0, **known, seconds=1.0, psnr=None if error else values[i], ssim=1.0, error=error
+            )
+            item.save(folder.item(method, i, 0))
+    rows = {r.method: r for r in rows_of(folder, setting)}
+    ours = rows["hindsight:4"]
+    assert (ours.psnr, ours.identical, ours.psnr_worst, ours.failed) == (40.0, 1, 39.0, 0)
+    assert ours.psnr_std == pytest.approx(2**0.5)
+    assert (rows["spectrum:4"].psnr, rows["spectrum:4"].psnr_std, rows["spectrum:4"].failed) == (50.0, None, 2)
+    assert "fbcache:@4" not in rows
+    text = as_table(list(rows.values()))
+    assert "40.00    1.4   39.0" in text
+    assert "(1 identical, not in the mean)" in text
+    found = {"model": "m", "machine": "x", "dtype": "float32", "versions": {"stepcache": "0"}, "request": {"steps": 8}}
+    line = merged([{**found, "setup": {"budgets": [4]}, "rows": [asdict(r) for r in rows.values()]}]).splitlines()[2]
+    assert "| 40.0 ± 1.4, worst 39.0 | – | 31.0 ± 1.0, worst 30.0 (uniform) |" in line
+
+
+def test_merging_takes_equal_budgets_only():
+    rows = [
+        Row("hindsight:7", "", 2, 0, 7, 1, psnr=20.0, psnr_worst=19.0),
+        Row("uniform:8", "", 2, 0, 8, 1, psnr=27.0, psnr_worst=26.0),
+    ]
+    found = {"model": "m", "machine": "x", "dtype": "float32", "versions": {"stepcache": "0"}, "request": {"steps": 20}}
+    line = merged([{**found, "setup": {"budgets": [7]}, "rows": [asdict(r) for r in rows]}]).splitlines()[2]
+    assert line.endswith("| 7 of 20 | 20.0, worst 19.0 | – | – | – | 2 |")
+
+
+@pytest.mark.slow
+def test_a_cache_that_fails_in_its_search_and_lost_latents_do_not_end_it(model, tmp_path, monkeypatch, small, capsys):
+    monkeypatch.setattr(setup, "PEERS_SHARE", 1.0)
+    monkeypatch.setattr(session.importlib.util, "find_spec", lambda name: None)
+    real = Runner.searched
+
+    def searched(self, method):
+        raise ValueError("FirstBlockCache does not know this block")
+
+    monkeypatch.setattr(Runner, "searched", searched)
+    assert collect(model, tmp_path) == 0
+    found = load_document(tmp_path / "out")
+    assert found["failed_searches"] == ["fbcache:@4"]
+    assert "fbcache:@4" not in {row["method"] for row in found["rows"]}
+    monkeypatch.setattr(Runner, "searched", real)
+    (tmp_path / "out" / "plan-4.json").unlink()
+    (tmp_path / "out" / "uncached.safetensors").write_bytes(b"half")
+    assert collect(model, tmp_path) == 0
+    assert (tmp_path / "out" / "plan-4.json").is_file()
+    capsys.readouterr()
+    (tmp_path / "out" / "setup.json").write_text("{")
+    assert collect(model, tmp_path) == 2
+    assert "setup.json is damaged or of another version" in capsys.readouterr().err
 
 
 def test_a_method_that_failed_everywhere_keeps_its_row():

@@ -1,6 +1,7 @@
 """What is known of a pipeline before it is loaded, and commands on pipelines that are not Wan's."""
 
 import json
+import shutil
 from pathlib import Path
 
 import diffusers
@@ -11,7 +12,7 @@ from PIL import Image
 from stepcache.commands.generate import read_image
 from stepcache.commands.main import main
 from stepcache.measure.generation import Request, check_request
-from stepcache.measure.pipelines import inputs_of, model_defaults, pipeline_kind
+from stepcache.measure.pipelines import inputs_of, model_defaults, pipeline_kind, weights_bytes
 
 ZOO = Path(__file__).resolve().parents[1] / "assets" / "zoo"
 
@@ -117,3 +118,20 @@ def test_a_picture_to_begin_with_keeps_its_shape(tmp_path, capsys):
     exif[0x0112] = 6  # a phone held upright
     Image.fromarray(circle).save(tmp_path / "phone.jpg", exif=exif)
     assert read_image(str(tmp_path / "phone.jpg"), Request("")).size == (60, 120)
+
+
+def test_bytes_of_weights_are_of_what_is_loaded(tmp_path):
+    """Variants beside them do not count, pointers that git-lfs left are said."""
+    model = tmp_path / "emoji"
+    shutil.copytree(ZOO / "emoji", model)
+    whole = weights_bytes(str(model), "float32")
+    parts = sum(path.stat().st_size for path in model.glob("*/*.safetensors"))
+    assert whole == 2 * weights_bytes(str(model), "bfloat16")
+    assert parts / 2 < whole <= 2 * parts  # stored in half precision
+    weights = model / "transformer" / "diffusion_pytorch_model.safetensors"
+    shutil.copy(weights, weights.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    assert weights_bytes(str(model), "float32") == whole
+    weights.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(ValueError, match="cannot be read as safetensors"):
+        weights_bytes(str(model), "float32")
+    assert weights_bytes("owner/name", "float32") is None

@@ -367,6 +367,9 @@ def test_spectrum_without_its_polynomials_is_taylorseer_of_order_one_on_even_ste
         assert not any(a[len(b) :])
     with pytest.raises(ValueError, match="blend is 2; expected 0 to 1"):
         Spectrum(9, 2)
+    for beside in ({"interval": 7}, {"first_enhance": 3}):
+        with pytest.raises(ValueError, match="takes a budget, or an interval and first_enhance"):
+            TaylorSeer(budget=9, **beside)
 
 
 def test_taylorseer_mistakes():

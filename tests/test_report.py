@@ -217,7 +217,7 @@ def test_a_clip_that_is_gone(browser, tmp_path, capsys):
     folder = folder_with(tmp_path / "r", HOSTILE[:1], METHODS[:2])
     folder.clip("uniform:4", 0, HOSTILE[0], 0, False).unlink()
     assert main(["report", str(folder.root), "--no-figures"]) == 0
-    assert "1 clip(s) are gone" in capsys.readouterr().out
+    assert "1 clip(s) are missing or unreadable" in capsys.readouterr().out
     opened(browser, folder.root / "report.html")
     assert "no clip of uniform:4" in browser.find_element("id", "status").text
 

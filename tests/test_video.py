@@ -551,6 +551,12 @@ def test_damage_is_an_error_with_its_frame(tmp_path, place):
     (tmp_path / "a.mkv").write_bytes(data)
     with pytest.raises(ValueError, match=r"frame \d is damaged .*CRC mismatch"):
         open_clip(tmp_path / "a.mkv").read()
+    write_clip(tmp_path / "whole.mkv", frames)
+    level = av.logging.get_level()
+    for first, second in (("a.mkv", "whole.mkv"), ("whole.mkv", "a.mkv")):  # read in turn: which of them is it?
+        with pytest.raises(ValueError, match=r"a\.mkv: frame \d is damaged"):
+            list(zip(open_clip(tmp_path / first), open_clip(tmp_path / second), strict=True))
+    assert av.logging.get_level() == level
 
 
 @pytest.mark.parametrize(

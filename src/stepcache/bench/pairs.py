@@ -99,8 +99,8 @@ class Maker:
 
 def takes_budget(method: str) -> bool:
     """Whether the page's budget belongs to a method as written: it has one, and does not say it itself."""
-    name = method.strip().partition(",")[0]
-    return name in KINDS and KINDS[name].value == "budget"
+    name, _, options = method.strip().partition(",")
+    return name in KINDS and KINDS[name].value == "budget" and "interval=" not in options
 
 
 def chosen(method: str, budget: int) -> Method:

@@ -109,11 +109,10 @@ def _flow(config: Any, kind: type) -> dict[str, Any]:
     if not is_flow(config):
         return {}
     shift = shift_of(config)
-    given = {"shift": shift} if kind.__name__.startswith("FlowMatch") else {"flow_shift": shift}
     if kind.__name__.startswith("FlowMatch"):
-        return given if shift is not None else {}
+        return {} if shift is None else {"shift": shift}
     flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
-    return {**flow, **(given if shift is not None else {})}
+    return flow if shift is None else {**flow, "flow_shift": shift}
 
 
 def is_flow(config: Any) -> bool:
@@ -199,10 +198,26 @@ def _cache_dit(settings: Callable[[Any, int], dict[str, Any]], forecast: str, ta
         config = cache_dit.DBCacheConfig(num_inference_steps=steps, **settings(cache_dit, steps))
         order = {"taylorseer_order": taylor or 1} if forecast == "taylorseer" else {}
         calibrator = getattr(cache_dit, FORECASTS[forecast])(**order) if forecast else None
-        cache_dit.enable_cache(pipe, cache_config=config, calibrator_config=calibrator)
-        try:
-            yield None
-        finally:
-            cache_dit.disable_cache(pipe)
+        with _left_as_found(pipe):
+            cache_dit.enable_cache(pipe, cache_config=config, calibrator_config=calibrator)
+            try:
+                yield None
+            finally:
+                cache_dit.disable_cache(pipe)
 
     return entered
+
+
+@contextmanager
+def _left_as_found(pipe: Any) -> Iterator[None]:
+    """Put back what a module of a transformer had: cache-dit 1.5 leaves hooks on FLUX's, and the next cache fails."""
+    roots = [part for name, part in pipe.components.items() if name.startswith("transformer") and part is not None]
+    before = [(m, dict(vars(m)), dict(m._modules)) for root in roots for m in root.modules()]
+    try:
+        yield
+    finally:
+        for module, attributes, children in before:
+            vars(module).clear()
+            vars(module).update(attributes)
+            module._modules.clear()
+            module._modules.update(children)

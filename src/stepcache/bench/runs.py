@@ -33,7 +33,7 @@ SEARCH_PROMPTS, SEARCH_TRIALS = 3, 10
 """A threshold is searched on the first prompts, by so many bisections of its logarithm."""
 
 
-FAILURES = (ValueError, RuntimeError, ImportError, AssertionError, TypeError, AttributeError)
+FAILURES = (ValueError, RuntimeError, ImportError, AssertionError, TypeError, AttributeError, LookupError)
 """What a method may fail with; the disc's and the network's errors are not the method's."""
 
 
@@ -72,7 +72,10 @@ class Runner:
     def __call__(self, job: Job) -> Outcome:
         """Do a job. What it finds is in the folder afterwards; a method's own errors are recorded there."""
         if job.task == "search":
-            return Outcome(value=self.searched(job.method))
+            try:
+                return Outcome(value=self.searched(job.method))
+            except FAILURES as error:
+                return _outcome(error)
         if job.pair is None:
             raise ValueError(f"a job of the kind {job.task!r} needs a prompt and seed.")
         if job.task == "reference":

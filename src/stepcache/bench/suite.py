@@ -174,12 +174,15 @@ class Bench:
         contenders: the methods.
         description: what is run; thresholds and the ceiling are added as they are found.
         shared: whether several workers share uncached runs through the folder.
+        tolerant: whether a method whose threshold is not found is noted in the description and left out; else it is an
+            error.
     """
 
     folder: Folder
     contenders: list[Contender | Search]
     description: dict[str, Any]
     shared: bool = False
+    tolerant: bool = False
     other_seconds: float = 0.0
     failed: int = 0
     _todo: set[tuple[Pair, str]] = field(default_factory=set)
@@ -187,7 +190,7 @@ class Bench:
 
     def run(self, crew: Crew, pairs: list[Pair], retries: int = 0) -> None:
         """Find the thresholds that are asked for, then run what is not there yet."""
-        self._search(crew, retries)
+        self.search(crew, retries)
         names = list(dict.fromkeys([REFERENCE, *(c.name for c in self.contenders)]))
         present = {(i.method, i.index, i.seed) for i in self.folder.items() if not i.error}
         todo = [(pair, name) for pair in pairs for name in names if (name, pair[0], pair[2]) not in present]
@@ -208,12 +211,20 @@ class Bench:
             return Job("reference", pair)
         return Job("item", pair, name, self.description["searched"].get(name))
 
-    def _search(self, crew: Crew, retries: int) -> None:
+    def search(self, crew: Crew, retries: int = 0) -> None:
+        """Find the thresholds that are not known yet."""
+        unknown = self.description.get("unsearched", {})
+        self.contenders = [c for c in self.contenders if c.name not in unknown]
         names = [c.name for c in self.contenders if isinstance(c, Search)]
         jobs = [Job("search", method=n) for n in names if n not in self.description["searched"]]
         with tqdm(total=len(jobs), desc="thresholds", unit="method", dynamic_ncols=True, disable=not jobs) as bar:
 
             def found(job: Job, outcome: Outcome) -> None:
+                if outcome.error and self.tolerant:
+                    self.description.setdefault("unsearched", {})[job.method] = outcome.error
+                    self.contenders = [c for c in self.contenders if c.name != job.method]
+                    self.folder.write(self.description)
+                    return
                 if outcome.error:
                     raise ValueError(f"{job.method}: no threshold was found: {outcome.error}")
                 self.description["searched"][job.method] = outcome.value

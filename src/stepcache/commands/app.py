@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import socket
 
 from stepcache.commands.flags import EMBEDDED, Flags, add_device_flags, check_embedded
@@ -58,4 +59,4 @@ def check_address(host: str, port: int | None) -> None:
 
 def in_words(error: Exception) -> str:
     """An error's sentence for a page, which has fields where the command line has flags."""
-    return sentence(error).replace("--", "").replace("num-frames", "num_frames")
+    return re.sub(r"(?<!\S)--", "", sentence(error)).replace("num-frames", "num_frames")

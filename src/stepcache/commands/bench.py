@@ -14,9 +14,10 @@ import argparse
 import functools
 import time
 from dataclasses import replace
+from pathlib import Path
 
 from stepcache.bench.methods import help_text, parse
-from stepcache.bench.results import Folder, merge
+from stepcache.bench.results import REFERENCE, Folder, merge
 from stepcache.bench.suite import Bench, Suite
 from stepcache.commands.flags import (
     Flags,
@@ -36,8 +37,10 @@ from stepcache.measure.generation import check_fps
 from stepcache.measure.lpips import SIZE
 from stepcache.measure.pipelines import model_defaults
 from stepcache.measure.prompts import clip_name, read_prompts, read_seeds
+from stepcache.measure.video import check_video
 
 RUN, HERE = "runs (no --merge)", "runs of this process (neither --merge nor --ray)"
+FETCHED = "runs without --lpips-backbone"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,7 +66,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--fps", type=float, help="frame rate of the clips (default: the model's, else 16)")
     add_device_flags(flags, needs=RUN)
     add("--lpips_backbone", metavar="FILE", help="AlexNet's weights (default: torch.hub's checkpoint folder)")
-    add("--lpips", action="store_true", default=False, help=f"download AlexNet's weights ({SIZE}) if they are missing")
+    flags.add(
+        "--lpips",
+        needs=FETCHED,
+        action="store_true",
+        default=False,
+        help=f"download AlexNet's weights ({SIZE}) if they are missing",
+    )
     flags.add(
         "--shard",
         metavar="I/N",
@@ -78,7 +87,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _modes(args: argparse.Namespace) -> set[str]:
     if args.merge:
         return set()
-    return {RUN, "--ray"} if args.ray is not None else {RUN, HERE}
+    modes = {RUN, "--ray"} if args.ray is not None else {RUN, HERE}
+    return modes if args.lpips_backbone else {*modes, FETCHED}
 
 
 def run(args: argparse.Namespace) -> int:
@@ -117,8 +127,9 @@ def suite_from(args: argparse.Namespace) -> Suite:
     check_fps(fps)
     if args.device and args.ray is None:
         find_device(args.device)
+    check_video()
     return Suite(
-        args.model,
+        str(Path(args.model)),
         place(args.out),
         request,
         prompts,
@@ -150,7 +161,10 @@ def _directed(
         known = {k: v for k, v in description.items() if k in ("searched", "ceiling")}
         bench = Bench(folder, suite.contenders, {**description, **about, **known}, shared=shared)
         folder.write(bench.description)
-        there = sum(not item.error for item in folder.items())
+        wanted = {(index, seed) for index, _, seed in pairs}
+        names = {REFERENCE, *(c.name for c in suite.contenders)}
+        items = folder.items()
+        there = sum(not i.error and i.method in names and (i.index, i.seed) in wanted for i in items)
         print(suite.cost(about["seconds_a_run"], len(pairs), there, bench.description["searched"]))
         try:
             bench.run(crew, pairs, args.max_retries)

@@ -6,8 +6,8 @@
 Steps, size and guidance are the model's defaults. First a control: a run with all steps computed must be bit-identical
 to the uncached one. Then, at half, two fifths, a third and a quarter of the steps: Hindsight, with schedules tried on
 other prompts and without; uniform reuse, Spectrum, extrapolation, published schedules of the model, installed caches of
-other projects, and fewer steps. An uncached run with another sampler shows what "close" means. The folder can be
-submitted as it is (docs/evidence.md). The same command resumes where it was stopped.
+other projects, and fewer steps. An uncached run with another sampler shows what "close" means. `evidence.json`
+can be submitted (docs/evidence.md): prompts are in it by their hash. The same command resumes where it was stopped.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import os
+import re
 from pathlib import Path
 
 import torch
@@ -30,6 +30,7 @@ from stepcache.measure.device import find_device
 from stepcache.measure.lpips import SIZE
 from stepcache.measure.pipelines import weights_bytes
 from stepcache.measure.prompts import read_prompts
+from stepcache.measure.video import check_video
 
 RUN, MERGE = "runs (no --merge)", "--merge"
 GIB = 2**30
@@ -71,12 +72,14 @@ def run(args: argparse.Namespace) -> int:
     request = request_from(args)
     budgets_of(request.steps)
     prompts = prompts_for(args)
-    folder = Path(args.out or f"evidence-{Path(args.model).name}")
+    name = Path(args.model).expanduser().resolve().name
+    folder = Path(args.out or f"evidence-{name}")
+    check_video()
     check_writable(folder, folder=True)
     check_memory(args)
     with alone(folder):
         where = (args.device, args.dtype, args.offload)
-        session = Session(args.model, folder, request, prompts, where, args.hours, args.lpips)
+        session = Session(str(Path(args.model)), folder, request, prompts, where, args.hours, args.lpips)
         return session.run()
 
 
@@ -88,12 +91,21 @@ def prompts_for(args: argparse.Namespace) -> tuple[list[str], list[str]]:
     """
     own = Path(args.model) / "prompts.json"
     if args.prompts is None and own.is_file():
-        known = json.loads(read_text(own, "prompts"))
-        return known["evaluation"], known["calibration"]
-    places = [folder / "prompts" / "forty.txt" for folder in EMBEDDED.parents[:1]]
-    found = read_prompts(args.prompts or places[0])
+        return _own_prompts(own)
+    found = read_prompts(args.prompts or EMBEDDED.parent / "prompts" / "forty.txt")
     few = len(found) <= CALIBRATION_PROMPTS
     return (found, []) if few else (found[:-CALIBRATION_PROMPTS], found[-CALIBRATION_PROMPTS:])
+
+
+def _own_prompts(path: Path) -> tuple[list[str], list[str]]:
+    try:
+        known = json.loads(read_text(path, "prompts"))
+        found = tuple([str(prompt) for prompt in known[kind]] for kind in ("evaluation", "calibration"))
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} is damaged ({error}); give --prompts FILE.") from error
+    if not found[0]:
+        raise ValueError(f"{path} has no prompts for evaluation; give --prompts FILE.")
+    return found[0], found[1]
 
 
 def check_memory(args: argparse.Namespace) -> None:
@@ -101,15 +113,17 @@ def check_memory(args: argparse.Namespace) -> None:
     device = find_device(args.device)
     dtype = args.dtype or ("bfloat16" if device.type == "cuda" else "float32")
     needed, free = weights_bytes(args.model, dtype), free_bytes(device)
-    if needed is not None and not args.offload and needed > free:
+    if needed is not None and free is not None and not args.offload and needed > free:
         raise ValueError(
             f"the weights are {needed / GIB:.1f} GiB in {dtype} and {device} has {free / GIB:.1f} GiB free; use "
             "--offload, --dtype bfloat16, or a smaller model."
         )
 
 
-def free_bytes(device: torch.device) -> int:
-    """Free memory of a device."""
+def free_bytes(device: torch.device) -> int | None:
+    """Free memory of a device, what the system only keeps of files included; None where it does not say."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    told = Path("/proc/meminfo")
+    found = re.search(r"MemAvailable:\s*(\d+) kB", told.read_text()) if told.is_file() else None
+    return None if found is None else 1024 * int(found[1])

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from stepcache.commands.flags import Flags, add_device_flags, add_size_flags, request_from
+from stepcache.commands.flags import SIZES, Flags, add_device_flags, add_size_flags, request_from
 from stepcache.core.trajectory import BOUNDARIES
 from stepcache.files import check_writable, read_text
 from stepcache.fleet.places import alone
@@ -298,7 +298,8 @@ def runner(args: argparse.Namespace, calibration: Calibration) -> tuple[Any, Cal
         ValueError: the model or the size is not the calibrated one.
     """
     asked = calibration.about.get("request") or {"guidance": calibration.guidance}
-    given = {name: value for name, value in vars(args).items() if name in asked and value is not None}
+    names = ("negative_prompt", *SIZES)
+    given = {name: value for name in names if (value := getattr(args, name)) is not None}
     request = request_from(
         argparse.Namespace(**{**asked, **given, "model": args.model, "steps": calibration.num_steps})
     )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -119,8 +120,11 @@ def alone(path: Path, folder: bool = True) -> Iterator[None]:
     if is_remote(path):
         yield
         return
-    lock = FileLock(path / ".lock" if folder else path.with_name(f".{path.name}.lock"))
-    Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+    name = hashlib.sha256(path.name.encode()).hexdigest()[:16]  # as short for every file
+    lock = FileLock(path / ".lock" if folder else path.with_name(f".{name}.lock"))
+    place = Path(lock.lock_file).parent
+    made = [p for p in (place, *place.parents) if not p.exists()]
+    place.mkdir(parents=True, exist_ok=True)
     try:
         lock.acquire(blocking=False)
     except Timeout:
@@ -135,6 +139,9 @@ def alone(path: Path, folder: bool = True) -> Iterator[None]:
     finally:
         Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
+        with suppress(OSError):  # what we made is left only with something in it
+            for parent in made:
+                parent.rmdir()
 
 
 def check_writable(folder: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +17,8 @@ import torch
 from stepcache.files import read_text
 from stepcache.measure.device import find_device
 
+VARIANT = re.compile(r"\.(fp16|bf16|fp8|non_ema)[.-]")
+"""In names of files that are loaded only when asked for."""
 REQUIRED = inspect.Parameter.empty
 """The default of an argument that has none."""
 
@@ -204,17 +208,23 @@ def load_pipeline(model: str, device: str | None = None, dtype: str | None = Non
 
 
 def weights_bytes(model: str, dtype: str) -> int | None:
-    """Bytes of a folder's weights once they are loaded in a precision; None for a hub id, or without safetensors."""
-    sizes = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I8": 1, "U8": 1, "F8_E4M3": 1, "F8_E5M2": 1}
-    width, total = getattr(torch, dtype).itemsize, 0
+    """Bytes of a folder's weights once they are loaded in a precision; None for a hub id, or without safetensors.
+
+    Raises:
+        ValueError: a file is damaged, or only the pointer that git keeps instead of it.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    total = 0
     for path in _folder(model).glob("*/*.safetensors"):
-        with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        for name, entry in header.items():
-            if name != "__metadata__":
-                begin, end = entry["data_offsets"]
-                total += (end - begin) // sizes.get(entry["dtype"], width) * width
-    return total or None
+        if VARIANT.search(path.name):
+            continue
+        try:
+            with safe_open(path, "pt") as file:
+                total += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+        except SafetensorError as error:
+            raise ValueError(f"{path} cannot be read as safetensors ({error}); fetch it again.") from error
+    return total * getattr(torch, dtype).itemsize or None
 
 
 def _diffusers() -> Any:

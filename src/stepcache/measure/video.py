@@ -17,6 +17,7 @@ Needs numpy; PyAV for containers and Pillow for PNG, both in the extra `stepcach
 from __future__ import annotations
 
 import importlib
+import itertools
 import math
 import os
 import re
@@ -47,7 +48,7 @@ Frames = Iterable[Any]
 """What can be written: an array [T, H, W, 3] or an iterable of [H, W, 3]; uint8, or float in [0, 1]."""
 
 
-CONTAINERS = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v", ".gif")
+CONTAINERS = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v", ".gif", ".y4m")
 """Suffixes taken for video files when a folder is searched for clips; `open_clip` itself tries any file."""
 
 
@@ -249,18 +250,29 @@ def _open_container(path: Path) -> Clip:
 
 def _decode(path: Path) -> Iterator[Frame]:
     """All frames; ValueError where the decoder finds the file damaged, which it does not say itself."""
+    with _decoding(path) as container:
+        stream = _pictures(path, container)
+        frames = container.decode(stream)
+        for number in itertools.count():
+            frame = _next(path, frames, stream.codec_context.name, number)
+            if frame is None:
+                return
+            yield _upright(path, frame)
+
+
+def _next(path: Path, frames: Iterator[Any], codec: str, number: int) -> Any:
+    """The next frame; None at the end. FFmpeg's log is the process's: it is listened to for this one frame."""
     logging = _need("av.logging", "reading video files needs PyAV")
     level = logging.get_level()
-    with _decoding(path) as container, logging.Capture(local=False) as said:
-        stream = _pictures(path, container)
+    with logging.Capture(local=False) as said:
         logging.set_level(logging.ERROR)
         try:
-            for number, frame in enumerate(container.decode(stream)):
-                if errors := [text.strip() for _, name, text in said if name == stream.codec_context.name]:
-                    raise ValueError(f"{path}: frame {number} is damaged ({errors[0]}); write the file again.")
-                yield _upright(path, frame)
+            frame = next(frames, None)
         finally:
             logging.set_level(level)
+    if errors := [text.strip() for _, name, text in said if name == codec]:
+        raise ValueError(f"{path}: frame {number} is damaged ({errors[0]}); write the file again.")
+    return frame
 
 
 def _pictures(path: Path, container: Any) -> Any:
@@ -305,6 +317,11 @@ def _need(module: str, why: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise ImportError(f"{why}: pip install 'stepcache[video]' ({error}).") from error
+
+
+def check_video() -> None:
+    """ImportError now, before any work, if clips cannot be written for want of a library."""
+    _need("av", "writing video files needs PyAV")
 
 
 def write_clip(path: str | os.PathLike[str], frames: Frames, fps: float = 16.0) -> None:

@@ -45,6 +45,8 @@ class TaylorSeer:
     def __post_init__(self) -> None:
         if self.budget is not None:
             check_budget(self.budget)
+            if (self.interval, self.first_enhance) != (5, 1):
+                raise ValueError("TaylorSeer takes a budget, or an interval and first_enhance; give one of the two.")
         if self.interval < 1:
             raise ValueError(f"interval is {self.interval}; expected 1 (every step) or more.")
         if self.order not in (0, 1, 2):

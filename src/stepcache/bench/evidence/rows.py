@@ -14,12 +14,15 @@ from stepcache.bench.evidence.setup import SCHEMA, VERSION, Setup
 from stepcache.bench.labels import labels
 from stepcache.bench.results import REFERENCE, Folder, Item
 from stepcache.files import parse_document, read_text
-from stepcache.measure.metrics import finite
+from stepcache.measure.metrics import finite, mean_psnr
 
 
 @dataclass(frozen=True)
 class Row:
-    """A method over the prompts that every method has: PSNR in dB (None: identical on one), times in seconds."""
+    """A method over the prompts on which all were run: times in seconds; PSNR in dB over the pairs that differ.
+
+    `psnr` is None where all are identical, `psnr_std` where fewer than two differ, `identical` how many are.
+    """
 
     method: str
     label: str
@@ -30,6 +33,7 @@ class Row:
     psnr: float | None = None
     psnr_std: float | None = None
     psnr_worst: float | None = None
+    identical: int = 0
     ssim: float | None = None
     lpips: float | None = None
     clip_score: float | None = None
@@ -46,6 +50,8 @@ def rows_of(folder: Folder, setup: Setup) -> list[Row]:
     for item in folder.items():
         items.setdefault(item.method, []).append(item)
     wanted = [REFERENCE, *setup.methods]
+    unsearched = folder.read().get("unsearched", {})
+    wanted = [method for method in wanted if method not in unsearched]
     done = [{i.index for i in items.get(method, ())} for method in wanted]
     common = set.intersection(*done) if done else set()
     steps = folder.read()["request"]["steps"]
@@ -66,7 +72,7 @@ def _row(method: str, label: str, items: list[Item], truth: Mapping[int, Item], 
     lpips = [item.lpips for item in good if item.lpips is not None]
     scores = [item.clip_score for item in good if item.clip_score is not None]
     computed = statistics.fmean(item.computed for item in good)
-    bounded = all(map(math.isfinite, psnr))
+    differing = [value for value in psnr if math.isfinite(value)]
     pairs = [(item, truth[item.index]) for item in good]
     return Row(
         method,
@@ -75,9 +81,10 @@ def _row(method: str, label: str, items: list[Item], truth: Mapping[int, Item], 
         len(items) - len(good),
         computed,
         steps / computed,
-        statistics.fmean(psnr) if bounded else None,
-        statistics.pstdev(psnr) if bounded else None,
+        finite(mean_psnr(psnr)),
+        statistics.stdev(differing) if len(differing) > 1 else None,
         finite(min(psnr)),
+        len(psnr) - len(differing),
         statistics.fmean(item.ssim or 0.0 for item in good),
         statistics.fmean(lpips) if lpips else None,
         statistics.fmean(scores) if scores else None,
@@ -100,12 +107,13 @@ def as_table(rows: Sequence[Row]) -> str:
             lines.append(f"{r.label:<{width}}  failed on all {r.prompts} prompts")
             continue
         own = r.method == REFERENCE
-        quality = ("-",) * 5 if own else (_cell(r.psnr, 2), _cell(r.psnr_std, 1), _cell(r.psnr_worst, 1))
+        quality = ("-",) * 5 if own else (_cell(r.psnr, 2), _cell(r.psnr_std, 1, "-"), _cell(r.psnr_worst, 1))
         quality = quality if own else (*quality, _cell(r.ssim, 4), _cell(r.lpips, 4, "n/a"))
         cells = [f"{c:>{w}}" for c, w in zip(quality, (9, 5, 5, 6, 6), strict=True)]
         times = f"{r.ideal:>5.2f}x {r.loop_speedup:>5.2f}x {r.speedup:>10.2f}x"
         cells.append(f"{_cell(r.clip_score, 2, 'n/a'):>5}")
-        failed = f"  ({r.failed} failed)" if r.failed else ""
+        failed = f"  ({r.identical} identical, not in the mean)" if r.identical and r.psnr is not None else ""
+        failed += f"  ({r.failed} failed)" if r.failed else ""
         lines.append(f"{r.label:<{width}}  {r.prompts:>7}  {r.computed:>8.1f} {times}  {'  '.join(cells)}{failed}")
     return "\n".join(lines)
 
@@ -114,27 +122,33 @@ def _cell(value: float | None, digits: int, otherwise: str = "same") -> str:
     return otherwise if value is None else f"{value:.{digits}f}"
 
 
-def document(folder: Folder, setup: Setup, key: Mapping[str, Any], state: str, said: str) -> dict[str, Any]:
-    """`evidence.json`: where and with what it was run, and every row. Prompts are given by their hash.
+def hashed(text: str) -> str:
+    """What stands for a text that is nobody's business."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def document(folder: Folder, setup: Setup, key: Mapping[str, Any], state: str) -> dict[str, Any]:
+    """`evidence.json`: where and with what it was run, and every row. Prompts are given by their hash, files by name.
 
     Args:
         folder: of the benchmark.
         setup: what is run.
         key: what was asked for.
         state: "running", "complete", or "stopped" where not all prompts were run.
-        said: what the control row gave.
     """
     about = folder.read()
-    kept = ("structure", "sampler", "machine", "clock", "dtype", "versions", "date", "lpips", "clip_score")
+    kept = ("sampler", "date", "clip_score")
     return {
         "schema": SCHEMA,
         "version": VERSION,
         "state": state,
-        "control": said,
+        "control": "identical",
         **key,
         **{name: about.get(name) for name in kept},
+        "lpips": about["lpips"] if about["measures_lpips"] else None,
+        "failed_searches": sorted(about.get("unsearched", {})),
         "setup": {**asdict(setup), "prompts": len(setup.prompts), "calibration": len(setup.calibration)},
-        "prompts": [hashlib.sha256(prompt.encode()).hexdigest() for prompt in setup.prompts],
+        "prompts": [hashed(prompt) for prompt in setup.prompts],
         "rows": [asdict(row) for row in rows_of(folder, setup)],
     }
 
@@ -142,7 +156,13 @@ def document(folder: Folder, setup: Setup, key: Mapping[str, Any], state: str, s
 def load_document(path: Path) -> dict[str, Any]:
     """Submitted evidence: `evidence.json`, or the folder that holds it; ValueError if it is none."""
     file = path / "evidence.json" if path.is_dir() else path
-    return parse_document(read_text(file, "evidence"), SCHEMA, VERSION)
+    text = read_text(file, "evidence")
+    try:
+        found = parse_document(text, SCHEMA, VERSION)
+        merged([found])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{file} is no evidence, or damaged ({error}); ask for it again.") from error
+    return found
 
 
 def merged(documents: Sequence[Mapping[str, Any]]) -> str:
@@ -159,10 +179,10 @@ def merged(documents: Sequence[Mapping[str, Any]]) -> str:
         )
         rows = [Row(**row) for row in found["rows"]]
         for budget in found["setup"]["budgets"]:
-            near = [r for r in rows if r.method != REFERENCE and r.psnr is not None and abs(r.computed - budget) <= 1]
+            near = [r for r in rows if r.method != REFERENCE and not r.failed and abs(r.computed - budget) <= 0.5]
             ours = {f"hindsight:{budget}", f"plan:plan-{budget}.json"}
             others = [r for r in near if r.method not in ours and not r.method.startswith(("steps:", "sampler:"))]
-            best = max(others, key=lambda r: r.psnr or 0.0, default=None)
+            best = max(others, key=lambda r: math.inf if r.psnr is None else r.psnr, default=None)
             cells = [
                 f"{budget} of {request['steps']}",
                 *(
@@ -179,6 +199,9 @@ def merged(documents: Sequence[Mapping[str, Any]]) -> str:
 
 def _figures(row: Row | None) -> str:
     """Mean, standard deviation and worst PSNR of a row."""
-    if row is None or row.psnr is None or row.psnr_std is None or row.psnr_worst is None:
+    if row is None:
         return "–"
-    return f"{row.psnr:.1f} ± {row.psnr_std:.1f}, worst {row.psnr_worst:.1f}"
+    if row.psnr is None or row.psnr_worst is None:
+        return "identical"
+    spread = "" if row.psnr_std is None else f" ± {row.psnr_std:.1f}"
+    return f"{row.psnr:.1f}{spread}, worst {row.psnr_worst:.1f}"

@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from stepcache import __version__
-from stepcache.bench.evidence.rows import as_table, document, rows_of
+from stepcache.bench.evidence.rows import as_table, document, hashed, rows_of
 from stepcache.bench.evidence.setup import (
     Cost,
     Setup,
@@ -33,10 +33,10 @@ from stepcache.bench.evidence.setup import (
 from stepcache.bench.methods import Contender, Search, parse_one
 from stepcache.bench.report.contents import read
 from stepcache.bench.report.page import WIDTH, load_clips, page
-from stepcache.bench.results import Folder, merge
+from stepcache.bench.results import REFERENCE, Folder, merge
 from stepcache.bench.runs import Runner, ceiling
 from stepcache.bench.suite import Bench, Suite, duration
-from stepcache.files import write_atomically
+from stepcache.files import replacing, write_atomically
 from stepcache.fleet.jobs import Alone
 from stepcache.hosts.diffusers import model_name
 from stepcache.measure.clip_score import find_clip_score
@@ -46,7 +46,7 @@ from stepcache.measure.pipelines import load_pipeline, model_defaults
 from stepcache.planning.calibrate import calibrate
 from stepcache.planning.calibration import Calibration
 from stepcache.planning.costs import plan_hindsight
-from stepcache.planning.refine import Trial, load_trials, refine, save_trials
+from stepcache.planning.refine import load_trials, refine, save_trials
 
 CALIBRATION_SEED = 1000
 """Of the first prompt that schedules are tried on; evaluation has seed 0."""
@@ -87,17 +87,14 @@ class Session:
         self.runner = Runner(
             self.pipe, self.request, self.results, [], self.prompts[0], 0, fps, lpips, shared=True, score=score
         )
+        self.about = self.runner.about(note) | {"fps": fps, "clip_score": scored, "clock": clock(self.pipe.device)}
         cost = self.measured()
         setup = self.setup(cost)
-        self.say(self.estimate(setup, cost))
+        self.runner.prompts = setup.prompts
         contenders = self.contenders(setup)
         suite = Suite(self.model, self.folder, self.request, list(setup.prompts), [0], contenders, fps)
-        description = (
-            suite.described((0, 1), resume=True)
-            | {"fps": fps}
-            | self.runner.about(note)
-            | {"clip_score": scored, "clock": clock(self.pipe.device)}
-        )
+        description = suite.described((0, 1), resume=True) | self.about
+        self.say(self.estimate(setup, cost, description))
         if "ceiling" not in description:
             why, runs = control(self.pipe, replace(self.request, prompt=setup.prompts[0], seed=0))
             if why is not None:
@@ -108,7 +105,8 @@ class Session:
         self.say("control: with all steps computed, reuse and Hindsight are bit-identical to the uncached run")
         self.plan(setup)
         self.runner.contenders = contenders = self.contenders(setup, made=True)
-        bench = Bench(self.results, contenders, description | {"schedules": _schedules(contenders)}, shared=True)
+        description["schedules"] = {c.name: c.schedule for c in contenders if isinstance(c, Contender) and c.schedule}
+        bench = Bench(self.results, contenders, description, shared=True, tolerant=True)
         complete = self.evaluate(bench, setup, cost)
         self.write(setup, "complete" if complete else "stopped")
         return 1 if bench.failed else 0
@@ -141,15 +139,14 @@ class Session:
     @property
     def key(self) -> dict[str, Any]:
         """What a folder's evidence must have in common."""
-        request = {k: v for k, v in asdict(self.request).items() if k not in ("prompt", "seed")}
-        dtype = str(self.pipe.transformer.dtype).removeprefix("torch.")
-        structure = model_name(self.pipe)
+        request = {k: v for k, v in asdict(self.request).items() if k not in ("prompt", "seed", "negative_prompt")}
+        folder = Path(self.model).expanduser()
         return {
-            "model": Path(self.model).name,
-            "structure": structure,
-            "dtype": dtype,
+            "model": folder.resolve().name if folder.is_dir() else self.model,
+            **{name: self.about[name] for name in ("structure", "dtype", "machine", "clock", "versions")},
+            "offload": self.where[2],
             "request": request,
-            "stepcache": __version__,
+            "prompts": hashed("\n".join([*self.prompts[0], "", *self.prompts[1], "", self.request.negative_prompt])),
         }
 
     def setup(self, cost: Cost) -> Setup:
@@ -163,18 +160,26 @@ class Session:
         peers = [f"fbcache:@{budgets[0]}"]
         if importlib.util.find_spec("cache_dit"):
             peers.append(f"cachedit:@{budgets[0]}")
-        seconds = None if self.hours is None else 3600 * self.hours - (time.monotonic() - self.began)
-        setup = decided(self.request.steps, own, peers, self.prompts, cost, seconds)
+        spent = time.monotonic() - self.began
+        setup = decided(self.request.steps, own, peers, self.prompts, cost, self.hours, spent)
         save_setup(path, setup, self.key)
         return setup
 
-    def estimate(self, setup: Setup, cost: Cost) -> str:
-        """What is to come, and how long it takes."""
-        prompt, planning = cost.prompt(setup.methods), cost.planning(setup) + cost.searching(setup.methods)
+    def estimate(self, setup: Setup, cost: Cost, description: dict[str, Any]) -> str:
+        """What is still to come, and how long it takes."""
+        known = {*description["searched"], *description.get("unsearched", {})}
+        searched = [m for m in setup.methods if m not in known]
+        planned = all((self.folder / name).exists() for _, name in setup.planned)
+        before = cost.searching(searched) + (0.0 if planned else cost.planning(setup))
+        before += 0.0 if "ceiling" in description else cost.control()
+        there = {item.index for item in self.results.items() if item.method == REFERENCE}
+        left, prompt = len(setup.prompts) - len(there), cost.prompt(setup.methods)
+        total = duration(before + left * prompt)
         return (
-            f"{self.model}, {self.request.steps} steps: an uncached run takes about {duration(cost.run(cost.steps))}; "
-            f"{len(setup.methods)} methods, {duration(prompt)} a prompt, {len(setup.prompts)} prompts at most; "
-            f"planning ({setup.trials} schedules a budget) and searches {duration(planning)}"
+            f"{self.model}, {self.request.steps} steps: an uncached run takes about {duration(cost.run(cost.steps))}. "
+            f"Before the prompts (control, {setup.trials} schedules a budget, thresholds): {duration(before)}; then "
+            f"{left} prompts with {len(setup.methods)} methods, {duration(prompt)} each; {total} in all, "
+            "or as far as the hours go."
         )
 
     def contenders(self, setup: Setup, made: bool = False) -> list[Contender | Search]:
@@ -192,12 +197,10 @@ class Session:
         todo = [(b, self.folder / name) for b, name in setup.planned if not (self.folder / name).exists()]
         if not todo:
             return
-        from safetensors.torch import load_file, save_file
-
         pairs = [(prompt, CALIBRATION_SEED + i) for i, prompt in enumerate(setup.calibration)]
         path, latents = self.folder / "calibration.json", self.folder / "uncached.safetensors"
         known = Calibration.load(path) if path.exists() else None
-        truths = load_file(latents) if latents.exists() and known is not None else {}
+        truths = _loaded(latents)
 
         def sample(prompt: str, seed: int) -> torch.Tensor:
             return sample_latent(self.pipe, replace(self.request, prompt=prompt, seed=seed))
@@ -205,11 +208,18 @@ class Session:
         def recorded(prompt: str, seed: int) -> torch.Tensor:
             latent = sample(prompt, seed)
             truths[str(seed)] = latent.float().cpu().contiguous()
-            save_file(truths, latents)
+            _save(truths, latents)
             return latent
 
+        def save(found: Calibration) -> None:
+            asked = {name: value for name, value in asdict(self.request).items() if name not in ("prompt", "seed")}
+            replace(found, about={"stepcache": __version__, "model": self.model, "request": asked}).save(path)
+
         runs = tqdm(pairs, desc="calibration", unit="run", dynamic_ncols=True)
-        calibration = calibrate(self.pipe, runs, recorded, known=known, save=lambda found: found.save(path))
+        calibration = calibrate(self.pipe, runs, recorded, known=known, save=save)
+        for prompt, seed in pairs:
+            if str(seed) not in truths:  # lost with the file
+                recorded(prompt, seed)
         kept = {(p, s): truths[str(s)].to(self.pipe.device) for p, s in pairs}
         for budget, target in todo:
             start = plan_hindsight(calibration, budget)
@@ -226,7 +236,7 @@ class Session:
                     sample,
                     setup.trials,
                     known=done,
-                    save=functools.partial(_save_trials, trials, key),
+                    save=functools.partial(save_trials, trials, key=key),
                     progress=bar.update,
                 )
             best.save(target)
@@ -234,6 +244,7 @@ class Session:
     def evaluate(self, bench: Bench, setup: Setup, cost: Cost) -> bool:
         """Prompt by prompt, every method, while there is time; whether all were run."""
         self.results.write(bench.description)
+        bench.search(Alone(self.runner))
         longest = cost.prompt(setup.methods)
         for i, prompt in enumerate(setup.prompts):
             left = (math.inf if self.hours is None else 3600 * self.hours) - (time.monotonic() - self.began)
@@ -252,7 +263,7 @@ class Session:
 
     def write(self, setup: Setup, state: str, quiet: bool = False) -> None:
         """evidence.json; at the end also the table and the page."""
-        found = document(self.results, setup, self.key, state, "identical")
+        found = document(self.results, setup, self.key, state)
         write_atomically(self.folder / "evidence.json", json.dumps(found, indent=1, default=str) + "\n")
         if quiet:
             return
@@ -277,10 +288,19 @@ def clock(device: torch.device) -> str | None:
     return subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip() or None
 
 
-def _schedules(contenders: Sequence[Contender | Search]) -> dict[str, str]:
-    """Method -> where its schedule comes from."""
-    return {c.name: c.schedule for c in contenders if isinstance(c, Contender) and c.schedule}
+def _loaded(path: Path) -> dict[str, torch.Tensor]:
+    """Latents by seed; none where the file is missing or damaged: they are made once more."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return dict(load_file(path)) if path.exists() else {}
+    except SafetensorError:
+        return {}
 
 
-def _save_trials(path: Path, key: dict[str, Any], found: tuple[Trial, ...]) -> None:
-    save_trials(path, found, key)
+def _save(latents: dict[str, torch.Tensor], path: Path) -> None:
+    from safetensors.torch import save_file
+
+    with replacing(path) as temporary:
+        save_file(latents, temporary)

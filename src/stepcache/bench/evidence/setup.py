@@ -12,9 +12,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from stepcache.bench.meter import Result, run_once
 from stepcache.bench.methods import Contender, parse_one
 from stepcache.bench.results import REFERENCE
+from stepcache.bench.suite import duration
 from stepcache.files import parse_document, read_text, write_atomically
 from stepcache.measure.generation import Request
 from stepcache.methods.presets import all_presets
@@ -68,8 +71,14 @@ class Cost:
 
     def planning(self, setup: Setup) -> float:
         """The calibration, and the trials of every budget."""
+        if not setup.planned:
+            return 0.0
         runs, loops = len(setup.calibration), self.loop / self.steps
         return runs * self.run(self.steps) + setup.trials * runs * loops * sum(b for b, _ in setup.planned)
+
+    def control(self) -> float:
+        """Four runs with all steps computed."""
+        return 4 * self.run(self.steps)
 
     def searching(self, methods: Iterable[str]) -> float:
         """Thresholds that are searched."""
@@ -123,9 +132,10 @@ def decided(
     peers: Sequence[str],
     prompts: tuple[Sequence[str], Sequence[str]],
     cost: Cost,
-    seconds: float | None,
+    hours: float | None,
+    spent: float = 0.0,
 ) -> Setup:
-    """What is run in so many seconds.
+    """What is run in so many hours.
 
     Peers are left out first, then trials; prompts are as many as fit while it runs, but one at least.
 
@@ -135,57 +145,66 @@ def decided(
         peers: searches for installed peers' thresholds.
         prompts: for evaluation, and for calibration.
         cost: of runs.
-        seconds: None: as many as it takes.
+        hours: there are; None: as many as it takes.
+        spent: seconds of them that are over.
 
     Raises:
-        ValueError: too few seconds for one prompt.
+        ValueError: too few hours for one prompt.
     """
     budgets = budgets_of(steps)
     rows = [f"{kind}:{b}" for b in budgets for kind in ("hindsight", "uniform", "spectrum", "steps")]
     rows += [f"taylorseer,budget={b}" for b in budgets]
     evaluated, calibrated = tuple(prompts[0][:MOST_PROMPTS]), tuple(prompts[1][:CALIBRATION_PROMPTS])
     bare = Setup(budgets, (*rows, *own), 0, evaluated, calibrated)
-    least = cost.prompt(bare.methods) + 2 * cost.run(steps)
-    if seconds is None:
-        seconds = math.inf
-    if seconds < least:
+    least = cost.control() + cost.prompt(bare.methods)
+    seconds = math.inf if hours is None else 3600 * hours - spent
+    if hours is not None and seconds < least:
         raise ValueError(
-            f"{seconds / 3600:.2g} hours are too few: one prompt with every method takes about {least / 3600:.2g}; "
-            f"give --hours {math.ceil(100 * least / 3600) / 100:g} or more, a smaller size or fewer steps."
+            f"--hours {hours:g} are too few: loading the model, a control, and one prompt with every method take about "
+            f"{duration(spent + least)}; give --hours {math.ceil(100 * (spent + least) / 3600) / 100:g} or more, a "
+            "smaller size or fewer steps."
         )
+    seconds -= least
     if cost.searching(peers) <= PEERS_SHARE * seconds:
         bare = Setup(budgets, (*bare.methods, *peers), 0, evaluated, calibrated)
     planned = tuple((b, f"plan-{b}.json") for b in budgets)
     for trials in TRIALS if calibrated else ():
-        full = Setup(budgets, (*bare.methods, *(f"plan:{n}" for _, n in planned)), trials, *prompts_of(bare), planned)
+        methods = (*bare.methods, *(f"plan:{name}" for _, name in planned))
+        full = Setup(budgets, methods, trials, evaluated, calibrated, planned)
         if cost.planning(full) <= PLANNING_SHARE * seconds:
             return full
     return bare
 
 
-def prompts_of(setup: Setup) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Of evaluation and calibration."""
-    return setup.prompts, setup.calibration
-
-
 def control(pipe: Any, request: Request) -> tuple[str | None, tuple[Result, Result]]:
     """Why nothing may be said of caches here, None if all is well; and two uncached runs.
 
-    The uncached run is repeated, then made with all steps computed at the model's door and at the sampler's. Each must
-    be bit for bit the first one.
+    The uncached run is repeated, then made with all steps computed, at the model's call and at the sampler's step.
+    Latents after every step and frames must be bit for bit those of the first one.
     """
     steps = request.steps
     checks = (
         (REFERENCE, "two uncached runs differ: the model or its kernels are not deterministic on this machine"),
-        (f"uniform:{steps}", "all steps computed at the model's door differ from the uncached run"),
-        (f"hindsight:{steps}", "all steps computed at the sampler's door differ from the uncached run"),
+        (f"uniform:{steps}", "all steps computed at the model's call differ from the uncached run"),
+        (f"hindsight:{steps}", "all steps computed at the sampler's step differ from the uncached run"),
     )
     truth = run_once(pipe, request, _contender(REFERENCE))
     runs = [run_once(pipe, request, _contender(method)) for method, _ in checks]
+    if not all(bool(x.isfinite().all()) for x in truth.latents):
+        return "the uncached run's latents are not finite", (truth, runs[0])
     for (method, says), found in zip(checks, runs, strict=True):
-        if not (found.frames == truth.frames).all():
+        if not _equal(truth, found):
             return f"{says} (the row {method})", (truth, runs[0])
     return None, (truth, runs[0])
+
+
+def _equal(a: Result, b: Result) -> bool:
+    """Bit for bit: latents after every step, and frames."""
+    return (
+        len(a.latents) == len(b.latents)
+        and all(torch.equal(x, y) for x, y in zip(a.latents, b.latents, strict=True))
+        and bool((a.frames == b.frames).all())
+    )
 
 
 def _contender(method: str) -> Contender:
@@ -205,12 +224,16 @@ def load_setup(path: Path, key: Mapping[str, Any]) -> Setup:
     """What was decided in an earlier session.
 
     Raises:
-        ValueError: it was of another model, setting or version.
+        ValueError: it was of another model, machine, setting or version, or the file is damaged.
     """
-    found = parse_document(read_text(path, "evidence"), f"{SCHEMA}.setup", VERSION)
-    known = found.pop("key")
-    if other := [f"{n} {known.get(n)} (asked for: {value})" for n, value in key.items() if known.get(n) != value]:
+    try:
+        found = parse_document(read_text(path, "evidence"), f"{SCHEMA}.setup", VERSION)
+        known = dict(found.pop("key"))
+        fields = {name: found[name] for name in Setup.__dataclass_fields__}
+        lists = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
+        setup = Setup(**{**fields, **lists, "planned": tuple((int(b), str(n)) for b, n in fields["planned"])})
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged or of another version ({error}); choose another --out.") from error
+    if other := [f"{n} {known.get(n)} (here: {value})" for n, value in key.items() if known.get(n) != value]:
         raise ValueError(f"{path.parent} holds evidence of {', '.join(other)}; choose another --out.")
-    fields = {name: found[name] for name in Setup.__dataclass_fields__}
-    lists = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
-    return Setup(**{**fields, **lists, "planned": tuple((int(b), str(n)) for b, n in fields["planned"])})
+    return setup
