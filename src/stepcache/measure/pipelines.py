@@ -166,7 +166,7 @@ def _hub_kind(model: str) -> str:
     try:
         return str(_diffusers().DiffusionPipeline.load_config(model).get("_class_name"))
     except OSError as error:  # missing, gated, or no network: one long text each
-        reason = str(error).strip().split("\n")[0].split(". ")[0]
+        reason = str(error).strip().split("\n")[0].split(". ")[0].rstrip(".")
         raise FileNotFoundError(
             f"{model!r} is no folder here, and its model_index.json cannot be had from the hub ({reason})."
         ) from error
