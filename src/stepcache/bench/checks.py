@@ -559,15 +559,16 @@ def side_by_side(device: torch.device) -> str:
         return inputs
 
     def work(pipe: Any, policy: Policy) -> tuple[torch.Tensor, RunSummary]:
+        found = None
         try:
             with torch.cuda.stream(torch.cuda.Stream(device)) if device.type == "cuda" else nullcontext():
                 found = _run(pipe, policy, device, callback_on_step_end=meet)
                 if device.type == "cuda":
                     torch.cuda.current_stream(device).synchronize()
                 return found
-        except BaseException:
-            meeting.abort()  # the other one need not wait
-            raise
+        finally:
+            if found is None:
+                meeting.abort()  # the other one need not wait
 
     if device.type == "cuda":
         torch.cuda.synchronize(device)
