@@ -110,6 +110,8 @@ LEMICA = ("--policy", "lemica:25")
         (("--policy", "magcache:0.1,ratios=none.json"), "does not exist"),
         (("--policy", "magcache-calibration"), "expected magcache-calibration:FILE"),
         (("--policy", "teapot:3"), "is no method known here"),
+        (("--policy", "hindsigt:3"), "did you mean hindsight?"),
+        (("--policy", "easycache:25"), "25 looks like a number of steps, and easycache takes a threshold"),
         # names of earlier versions
         (("--policy", "checked:6"), "checked is now called hindsight; write hindsight:6"),
         (("--policy", "Checked:6"), "Checked is now called hindsight; write hindsight:6"),
@@ -338,7 +340,7 @@ def test_demo_writes_table_clips_sheet_and_animation(model, tmp_path, capsys):
         assert known[f"{name}:{budget}"] == [budget]
     assert abs(known["magcache:6"][0] - 6) <= 1, "searched for the count"
     assert all(part in out for part in (tmp_path / "table.txt").read_text().strip().split("\n\n"))
-    assert re.search(r"At 6 of 12 steps hindsight is (not the )?closest", out)
+    assert re.search(r"Closest to the uncached clips at 6 of 12 steps: by mean PSNR ", out)
     assert "Not measured: other models" in out
     clips = {f"{name.replace(':', '_')}.{e}" for name in ("uncached", *names) for e in ("mp4", "mkv")}
     assert {p.name for p in tmp_path.iterdir()} == clips | {"sheet.png", "demo.webp", "table.json", "table.txt"}
@@ -355,10 +357,10 @@ def test_the_demo_s_verdict_is_what_was_measured():
 
     ours, theirs = result("hindsight:25", 25, 40.0, 30.0), result("uniform:25", 25, 39.0, 33.0)
     assert verdicts([ours, theirs, result("lemica:14", 14, 50.0)], 50) == [
-        "At 25 of 50 steps hindsight is not the closest to the uncached clips: 35.0 dB, the best other method "
-        "(uniform) 36.0."
+        "Closest to the uncached clips at 25 of 50 steps: by mean PSNR uniform (36.0), by the worst prompt uniform "
+        "(33.0), by SSIM hindsight (0.9000)."
     ]
-    assert "is closest to" in verdicts([ours, result("uniform:25", 25, 30.0)], 50)[0]
+    assert "by mean PSNR hindsight (35.0)" in verdicts([ours, result("uniform:25", 25, 30.0)], 50)[0]
     assert "35.0   30.0" in table([ours, theirs], 50)
 
 

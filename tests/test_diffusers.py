@@ -426,7 +426,7 @@ def test_a_policy_may_be_given_by_its_name(pipe, name, policy):
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("hindsigth:25", "'hindsigth:25' is no method known here; expected one of"),
+        ("hindsigth:25", "'hindsigth:25' is no method known here; did you mean hindsight"),
         ("hindsight", "expected hindsight:BUDGET"),
         ("hindsight:1.5", "expected 2 or more, or a share above 0 and up to 1.0"),
         ("hindsight:half", "budget is 'half'; expected a number of steps, or a share of them such as 0.5"),

@@ -78,5 +78,5 @@ def test_the_installed_wheel_works_from_an_empty_folder(built, tmp_path):
     assert run("--version").stdout.startswith("stepcache ")
     done = run("demo", "--steps", "6", "--prompt", "a red circle", "--policies", "uniform:3 hindsight:3")
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "At 3 of 6 steps" in done.stdout
+    assert "at 3 of 6 steps" in done.stdout
     assert (empty / "outputs" / "demo" / "sheet.png").is_file()

@@ -7,6 +7,7 @@ A budget is a number of computed steps, or a share of them.
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -35,6 +36,8 @@ CALIBRATION = "magcache-calibration"
 """Computes every step and measures MagCache's ratios: of use to `stepcache generate` only."""
 FEWER_STEPS = "steps"
 """The same sampler with fewer steps: of use to `stepcache bench` only."""
+SEARCHED, LIKE_STEPS = ("easycache", "magcache", "teacache"), (10.0, 1000.0)
+"""Methods of ours that have a threshold, and between which numbers it looks like a budget."""
 RENAMED = {"checked": "hindsight", "none": "uncached"}
 """Names of earlier versions."""
 
@@ -216,6 +219,12 @@ def made_of(method: Method, value: tuple[Any, ...] | None = None) -> Any:
     options = {key: converted(text, key, value, kind.options[key]) for key, value in method.options}
     if value is None:
         value = (converted(text, kind.value, method.value, kind.convert),) if method.value else ()
+    if method.name in SEARCHED and value and LIKE_STEPS[0] < value[0] < LIKE_STEPS[1]:
+        steps = f"{value[0]:g}"
+        raise ValueError(
+            f"{text!r}: {steps} looks like a number of steps, and {method.name} takes a threshold; bench and demo find "
+            f"the one that computes {steps} steps: {method.name}:@{steps}."
+        )
     try:
         return kind.make(*value, **options)
     except ValueError as error:
@@ -229,7 +238,9 @@ def read(text: str) -> Method:
     if now := RENAMED.get(name.lower()):
         raise ValueError(f"{text!r}: {name} is now called {now}; write {text.replace(name, now, 1)}.")
     if name not in (FEWER_STEPS, *KINDS):
-        raise ValueError(f"{text!r} is no method known here; expected one of {FEWER_STEPS}, {', '.join(KINDS)}.")
+        near = difflib.get_close_matches(name, KINDS, n=1)
+        meant = f"did you mean {near[0]}? Expected" if near else "expected"
+        raise ValueError(f"{text!r} is no method known here; {meant} one of {FEWER_STEPS}, {', '.join(KINDS)}.")
     options = tuple(_option(text, name, pair) for pair in pairs)
     if twice := [key for key, _ in options if [k for k, _ in options].count(key) > 1]:
         raise ValueError(f"{text!r} says {twice[0]}= more than once.")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -125,7 +125,7 @@ def shown(methods: list[Method]) -> list[Shown]:
         if method.value.startswith("@"):
             search = make(method)
             if isinstance(search, Search):
-                found.append(Shown(name, name, search))
+                found.append(Shown(name, text, search))
             continue
         policy, schedule = single(method)
         found.append(Shown(name, label(name, schedule).row, policy))
@@ -267,17 +267,25 @@ def grouped(results: list[Result]) -> Iterator[tuple[Result, list[Result]]]:
 
 
 def verdicts(results: list[Result], steps: int) -> list[str]:
-    """One line per budget: who is closest, by how much."""
+    """One line per budget: who is first by each of the table's figures, with the figure."""
     lines = []
     for ours, others in grouped(results):
-        best = max(others, key=lambda r: float(np.mean(r.psnr)))
-        mean, other = float(np.mean(ours.psnr)), float(np.mean(best.psnr))
-        who = "is closest to" if mean > other else "is not the closest to"
-        lines.append(
-            f"At {ours.count:g} of {steps} steps {ours.shown.name.partition(':')[0]} {who} the uncached clips: "
-            f"{mean:.1f} dB, the best other method ({best.shown.name.partition(':')[0]}) {other:.1f}."
-        )
+        group = [ours, *others]
+        first = [
+            f"by {figure} {best.shown.name.partition(':')[0]} ({of(best):{form}})"
+            for figure, of, form in FIGURES
+            if (best := max(group, key=of))
+        ]
+        lines.append(f"Closest to the uncached clips at {ours.count:g} of {steps} steps: {', '.join(first)}.")
     return lines
+
+
+FIGURES: tuple[tuple[str, Callable[[Result], float], str], ...] = (
+    ("mean PSNR", lambda r: float(np.mean(r.psnr)), ".1f"),
+    ("the worst prompt", lambda r: min(r.psnr), ".1f"),
+    ("SSIM", lambda r: float(np.mean(r.ssim)), ".4f"),
+)
+"""Of a method's row: what it is called, how it is read, how it is written."""
 
 
 def measured(model: str, prompts: int) -> str:

@@ -27,7 +27,7 @@ COMMANDS = {
 """Modules of this package. Only the requested one is imported, so that help and version need not wait for torch."""
 
 IN_METHODS = {
-    "resample=True": "resample=1",
+    "resample=True": "--resample of generate, resample=1 of a method",
     "model=...": "table=MODEL",
     "interp=...": "interp=product or nearest",
     "Run with guidance": "Run with --guidance",

@@ -177,6 +177,9 @@ def _run(args: argparse.Namespace) -> int:
     forecast = psnr_of(calibration, error)
     in_decibel = "" if forecast is None else f", about {forecast:.1f} dB"
     print(f"estimate (open loop): error of the final latent {error:.2%}{in_decibel}; wrote {args.out}")
+    print(
+        "(the estimate leaves out how later outputs respond to earlier errors: runs are usually worse; bench measures)"
+    )
     return 0
 
 

@@ -168,7 +168,7 @@ def _hub_kind(model: str) -> str:
     except OSError as error:  # missing, gated, or no network: one long text each
         reason = str(error).strip().split("\n")[0].split(". ")[0].rstrip(".")
         raise FileNotFoundError(
-            f"{model!r} is no folder here, and its model_index.json cannot be had from the hub ({reason})."
+            f"{model!r} is no folder here, and the hub cannot be reached or has no such model ({reason})."
         ) from error
 
 

@@ -162,6 +162,9 @@ class Session:
             peers.append(f"cachedit:@{budgets[0]}")
         spent = time.monotonic() - self.began
         setup = decided(self.request.steps, own, peers, self.prompts, cost, self.hours, spent)
+        out = [peer for peer in peers if peer not in setup.methods] + ([] if setup.planned else ["planned schedules"])
+        if out:
+            self.say(f"left out, for want of hours or of prompts for planning: {', '.join(out)}")
         save_setup(path, setup, self.key)
         return setup
 

@@ -43,7 +43,7 @@ def page_of(plain: Made, cached: Made, name: str, request: Request, fps: float) 
         lossless=True,
         frames=count,
         figures=f"{closeness}{f' (mean of {count} frames)' if count > 1 else ''}: computed {cached.computed} of "
-        f"{request.steps} steps, loop {plain.loop_seconds / cached.loop_seconds:.2f}x faster as measured "
+        f"{request.steps} steps, loop {plain.loop_seconds / cached.loop_seconds:.2f}x faster as measured once "
         f"({plain.loop_seconds:.2f} s to {cached.loop_seconds:.2f} s), ideal {cached.ideal_speedup:.2f}x.",
         shrunk=WIDTH if plain.frames.shape[2] > WIDTH else None,
         summary=cached.summary,
