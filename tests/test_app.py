@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stepcache.bench.pairs import Maker, Stopped, chosen, requested, takes_budget
+from stepcache.bench.pairs import Maker, Stopped, chosen, request_from, takes_budget
 from stepcache.bench.report.clips import page_of
 from stepcache.commands.main import main
 from stepcache.named import named
@@ -21,7 +21,7 @@ HOSTILE = "a red circle </script> {{ 7*7 }} ${7*7} <b>&amp;"
 
 
 def pair(maker, model, method, request=None, tell=lambda *_: None):
-    request = request or requested(model, "a red circle", steps=4, height=32, width=32, num_frames=5)
+    request = request or request_from(model, "a red circle", steps=4, height=32, width=32, num_frames=5)
     return maker.pair(model, request, method, named(method), tell)
 
 
@@ -54,7 +54,7 @@ def test_a_run_that_is_stopped_leaves_nothing_behind(model):
 @pytest.mark.parametrize("name", ["emoji", "landscapes", "patterns"])
 def test_other_pipelines_pictures_too(name):
     folder, told = str(ROOT / "assets" / "zoo" / name), []
-    request = requested(folder, "a red circle", steps=4)
+    request = request_from(folder, "a red circle", steps=4)
     tell = lambda what, done, of: told.append((what, done, of))  # noqa: E731
     plain, cached = pair(Maker(), folder, "uniform:2", request, tell)
     assert (plain.computed, cached.computed) == (4, 2)
@@ -64,19 +64,19 @@ def test_other_pipelines_pictures_too(name):
 
 
 def test_one_frame_and_equal_clips(model):
-    request = requested(model, "a red circle", steps=2, height=32, width=32, num_frames=1)
+    request = request_from(model, "a red circle", steps=2, height=32, width=32, num_frames=1)
     page = page_of(*pair(Maker(), model, "uncached", request), "uncached", request, 8.0)
     assert "The same clip: computed 2 of 2 steps" in page
     assert "mean of" not in page
 
 
 def test_fields_left_empty_are_the_model_s(model):
-    request = requested(model, " a cat ", steps=8, seed=" 3", guidance="2.5", height="", width="", num_frames="5")
+    request = request_from(model, " a cat ", steps=8, seed=" 3", guidance="2.5", height="", width="", num_frames="5")
     assert (request.prompt, request.steps, request.seed, request.guidance) == ("a cat", 8, 3, 2.5)
-    assert (request.num_frames, request.height) == (5, requested(model, "a cat").height)
+    assert (request.num_frames, request.height) == (5, request_from(model, "a cat").height)
     for name, text, says in (("seed", "one", "a whole number"), ("guidance", "nan", "a number")):
         with pytest.raises(ValueError, match=f"{name} is '{text}'; expected {says}, or nothing for the model's"):
-            requested(model, "a cat", **{name: text})
+            request_from(model, "a cat", **{name: text})
 
 
 def test_the_budget_is_the_method_s_where_it_has_one():

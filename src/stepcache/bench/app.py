@@ -15,7 +15,7 @@ import gradio as gr
 
 from stepcache.bench.labels import label
 from stepcache.bench.methods import CALIBRATION, KINDS, PEERS, single
-from stepcache.bench.pairs import Maker, Stopped, chosen, requested, takes_budget
+from stepcache.bench.pairs import Maker, Stopped, chosen, request_from, takes_budget
 from stepcache.bench.report.clips import page_of
 from stepcache.bench.results import REFERENCE
 from stepcache.files import read_text
@@ -78,7 +78,7 @@ class Page:
 
         try:
             sizes = {"height": height, "width": width, "num_frames": num_frames}
-            request = requested(model, prompt, steps=int(steps), seed=seed, guidance=guidance, **sizes)
+            request = request_from(model, prompt, steps=int(steps), seed=seed, guidance=guidance, **sizes)
             written = chosen(method, int(budget))
             policy, schedule = single(written)
             plain, cached = self.maker.pair(model, request, written.text, policy, tell)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,10 +17,11 @@ from stepcache.measure.generation import (
     check_policy,
     check_request,
     generate,
+    requested,
     sample_latent,
     shows_latents,
 )
-from stepcache.measure.pipelines import load_pipeline, model_defaults, model_inputs
+from stepcache.measure.pipelines import load_pipeline, model_inputs
 from stepcache.methods import Off
 
 KEPT = 6
@@ -112,14 +113,12 @@ def chosen(method: str, budget: int) -> Method:
     return found
 
 
-def requested(model: str, prompt: str, **numbers: str | int) -> Request:
+def request_from(model: str, prompt: str, **numbers: str | int) -> Request:
     """What the fields ask for; empty ones are the model's, then its pipeline's. ValueError: no prompt, no number."""
     if not prompt.strip():
         raise ValueError("The prompt is empty; say what to generate.")
-    names = [each.name for each in fields(Request)]
-    known = {name: value for name, value in model_defaults(model).items() if name in names}
     given = {name: _read(name, text) for name, value in numbers.items() if (text := str(value).strip())}
-    return Request(prompt.strip(), **{**known, **given})
+    return requested(model, prompt.strip(), **given)
 
 
 def _read(name: str, text: str) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import time
 import zipfile
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from stepcache.bench.results import REFERENCE, Folder, Item
 from stepcache.fleet.jobs import Job, Outcome, Pair
 from stepcache.fleet.places import arriving, at_hand, is_remote
 from stepcache.hosts.diffusers import accelerate, model_name
+from stepcache.measure.device import machine_name
 from stepcache.measure.generation import Request
 from stepcache.measure.lpips import LPIPS
 from stepcache.measure.metrics import compare_clips, finite
@@ -50,7 +50,6 @@ class Runner:
         fps: of the clips.
         lpips: its network, if there is one.
         by_prompt: whether clips are named as VBench wants it.
-        loop_seconds: about what the loop of an uncached run takes, once `warm_up` was called.
         score: of frames and a prompt without a reference, where there is one (`measure.clip_score`).
         shared: whether others need the uncached runs made here: they are then kept in the folder.
     """
@@ -66,7 +65,6 @@ class Runner:
     by_prompt: bool = False
     shared: bool = False
     score: Callable[[np.ndarray, str], float] | None = None
-    loop_seconds: float = 0.0
     _latest: tuple[Pair, Result] | None = field(default=None, repr=False)
 
     def __call__(self, job: Job) -> Outcome:
@@ -196,11 +194,11 @@ class Runner:
 
         return min(search.trials(count, SEARCH_TRIALS))[1]
 
-    def warm_up(self) -> float:
+    def warm_up(self) -> tuple[float, float]:
         """Two steps, not measured: allocators, kernels, caches of the file system. Then two that are.
 
         Returns:
-            seconds an uncached run will take, about.
+            seconds an uncached run will take, about: its loop, and what is around it.
         """
         steps = min(2, self.request.steps)
         short = replace(self.request, steps=steps, prompt=self.prompts[0], seed=self.seed)
@@ -208,20 +206,18 @@ class Runner:
         began = time.perf_counter()
         result = run_once(self.pipe, short, UNCACHED)
         seconds = time.perf_counter() - began
-        self.loop_seconds = result.loop_seconds * self.request.steps / steps
-        return seconds - result.loop_seconds + self.loop_seconds
+        return result.loop_seconds * self.request.steps / steps, max(seconds - result.loop_seconds, 0.0)
 
     def about(self, lpips_note: str) -> dict[str, Any]:
         """Where and with what it runs."""
         import diffusers
 
-        pipe, cuda = self.pipe, self.pipe.device.type == "cuda"
-        cpu = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+        pipe = self.pipe
         return {
             "structure": model_name(pipe),
             "sampler": type(pipe.scheduler).__name__,
             "device": str(pipe.device),
-            "machine": torch.cuda.get_device_name(pipe.device) if cuda else cpu,
+            "machine": machine_name(pipe.device),
             "dtype": str(pipe.transformer.dtype).removeprefix("torch."),
             "versions": {"stepcache": __version__, "torch": torch.__version__, "diffusers": diffusers.__version__},
             "date": time.strftime("%Y-%m-%d"),

@@ -13,6 +13,7 @@ import torch
 
 from stepcache import __version__
 from stepcache.bench.checks import CHECKS, NotHere, Wrong
+from stepcache.measure.device import machine_name
 
 Result = Literal["passed", "failed", "skipped"]
 
@@ -65,12 +66,11 @@ def about(device: torch.device) -> dict[str, str]:
     """Versions and the machine."""
     import diffusers
 
-    cpu = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
     return {
         "stepcache": __version__,
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,
         "python": platform.python_version(),
         "device": str(device),
-        "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
+        "machine": machine_name(device),
     }

@@ -7,7 +7,7 @@ import warnings
 from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -107,7 +107,7 @@ class Suite:
             shared,
         )
         self.check(pipe)
-        return runner, {"fps": self.fps, "seconds_a_run": runner.warm_up(), **runner.about(lpips_note)}
+        return runner, {"fps": self.fps, "seconds_a_run": sum(runner.warm_up()), **runner.about(lpips_note)}
 
     @contextmanager
     def crew(self, resources: cluster.Resources | None) -> Iterator[tuple[Crew, dict[str, Any]]]:
@@ -148,8 +148,12 @@ class Suite:
         Raises:
             ValueError: there are results and `resume` is not asked for, or they are of another benchmark.
         """
-        sizes = {k: v for k, v in asdict(self.request).items() if k not in ("prompt", "seed")}
-        key = {"model": self.model, "request": sizes, "prompts": self.prompts, "seeds": self.seeds}
+        key: dict[str, Any] = {
+            "model": self.model,
+            "request": self.request.settings,
+            "prompts": self.prompts,
+            "seeds": self.seeds,
+        }
         key["shard"] = list(shard)
         folder = Folder(self.root)
         if not folder.description.exists():

@@ -12,7 +12,7 @@ import argparse
 import functools
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -193,8 +193,8 @@ def _save(args: argparse.Namespace, request: Request, pairs: list[tuple[str, int
     """Write the file, runs in the requested order, whichever worker made them and when."""
     place = {pair: i for i, pair in enumerate(pairs)}
     runs = tuple(sorted(found.runs, key=lambda run: place.get((run.prompt, run.seed), -1)))
-    asked = {name: value for name, value in asdict(request).items() if name not in ("prompt", "seed")}
-    replace(found, runs=runs, about={"stepcache": __version__, "model": args.model, "request": asked}).save(args.out)
+    about = {"stepcache": __version__, "model": args.model, "request": request.settings}
+    replace(found, runs=runs, about=about).save(args.out)
 
 
 def _on_ray(

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from stepcache.fleet.cluster import LOCAL, Resources
-from stepcache.measure.generation import Request, check_request
-from stepcache.measure.pipelines import model_defaults, model_inputs
+from stepcache.measure.generation import Request, check_request, requested
+from stepcache.measure.pipelines import model_inputs
 
 _HERE = Path(__file__).resolve()
 _PLACES = [folder / "assets" / "tiny-wan" for folder in (_HERE.parents[1], _HERE.parents[3])]  # of a wheel, of a clone
@@ -165,10 +165,12 @@ def request_from(args: argparse.Namespace, prompt: str | None = None, seed: int 
     """
     if prompt is not None and not prompt.strip():
         raise ValueError("--prompt is empty; say what to generate.")
-    inputs, names = model_inputs(args.model, image), ("steps", "guidance", "max_sequence_length", *SIZES)
+    inputs, names = (
+        model_inputs(args.model, image),
+        ("negative_prompt", "steps", "guidance", "max_sequence_length", *SIZES),
+    )
     given = {name: value for name in names if (value := getattr(args, name, None)) is not None}
-    known = {name: value for name, value in model_defaults(args.model).items() if name in names}
-    request = Request(prompt or "", getattr(args, "negative_prompt", ""), seed=seed, **{**known, **given})
+    request = requested(args.model, prompt or "", seed=seed, **given)
     check_request(request, inputs)
     return request
 

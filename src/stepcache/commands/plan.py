@@ -45,7 +45,7 @@ from stepcache.planning.costs import (
 from stepcache.planning.forecasts import forecasts, psnr_of
 from stepcache.planning.paths import OBJECTIVES
 from stepcache.planning.plan_file import PlanFile
-from stepcache.planning.refine import load_trials, refine, save_trials
+from stepcache.planning.refine import load_trials, refined, trials_key
 from stepcache.planning.replay import MeasuredEdges, measured_edges, rank_agreement, replays
 
 METHODS = ("hindsight", "lemica", "magcache")
@@ -263,29 +263,20 @@ def budget_at_speedup(args: argparse.Namespace, steps: int) -> int:
 def hindsight(args: argparse.Namespace, calibration: Calibration, budget: int) -> PlanFile:
     """Our plan by the flags."""
     plan = plan_hindsight(calibration, budget)
-    return plan if args.refine is None else refined(args, calibration, plan)
+    return plan if args.refine is None else searched(args, calibration, plan)
 
 
-def refined(args: argparse.Namespace, calibration: Calibration, plan: PlanFile) -> PlanFile:
+def searched(args: argparse.Namespace, calibration: Calibration, plan: PlanFile) -> PlanFile:
     """The plan after closed-loop trials; OUT.trials.json holds the finished ones and is continued."""
     path = Path(args.out).with_suffix(".trials.json")
-    key = {"start": plan.plan.computed, "runs": [(r.prompt, r.seed) for r in calibration.runs], "method": plan.method}
-    known = load_trials(path, key)
+    load_trials(
+        path, trials_key(plan, [(r.prompt, r.seed) for r in calibration.runs])
+    )  # if it is another search, say so now
     pipe, sample = runner(args, calibration)
     truths = {}
     for run in tqdm(calibration.runs, desc="uncached", unit="run", dynamic_ncols=True):
         truths[run.prompt, run.seed] = sample(run.prompt, run.seed)
-    with tqdm(total=args.refine, initial=len(known), desc="trials", dynamic_ncols=True) as bar:
-        found, trials = refine(
-            pipe,
-            plan,
-            truths,
-            sample,
-            args.refine,
-            known=known,
-            save=lambda done: save_trials(path, done, key),
-            progress=bar.update,
-        )
+    found, trials = refined(pipe, plan, truths, sample, args.refine, path)
     first = next(t for t in trials if t.computed == plan.plan.computed)
     print(
         f"{len(trials)} schedules tried: worst quarter {first.score:.1f} dB before, "

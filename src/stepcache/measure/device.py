@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+
 import torch
 
 
@@ -25,3 +27,10 @@ def find_device(name: str | None = None, flag: str = "--device") -> torch.device
     if device.type == "meta":
         raise ValueError(f"{flag} {name} cannot be used here (it holds no numbers); try {flag} cpu.")
     return device
+
+
+def machine_name(device: torch.device) -> str:
+    """The card's name, or the processor's kind and torch's threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"

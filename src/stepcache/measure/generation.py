@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from stepcache.core.summary import RunSummary
 from stepcache.core.trajectory import Trajectory
 from stepcache.hosts.diffusers import accelerate, model_name
 from stepcache.hosts.patching import shift_of
-from stepcache.measure.pipelines import Inputs, inputs_of
+from stepcache.measure.pipelines import Inputs, inputs_of, model_defaults
 from stepcache.measure.prompts import check_seed
 from stepcache.methods import LeMiCa, MagCache, MagCacheCalibration, TeaCache
 
@@ -32,6 +32,18 @@ class Request:
     width: int | None = None
     num_frames: int | None = None
     max_sequence_length: int | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What runs of several prompts and seeds have in common."""
+        return {name: value for name, value in asdict(self).items() if name not in ("prompt", "seed")}
+
+
+def requested(model: str, prompt: str = "", **given: Any) -> Request:
+    """A request whose settings are the model's defaults where they are not given."""
+    names = {each.name for each in fields(Request)}
+    known = {name: value for name, value in model_defaults(model).items() if name in names}
+    return Request(prompt, **{**known, **given})
 
 
 def check_policy(policy: Policy, request: Request, inputs: Inputs, pipe: Any = None) -> None:

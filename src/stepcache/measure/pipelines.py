@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 import math
@@ -162,7 +163,9 @@ def pipeline_kind(model: str) -> str:
     return str(_json_object(index, "model index").get("_class_name"))
 
 
+@functools.cache
 def _hub_kind(model: str) -> str:
+    """Of a hub id; the hub is asked once."""
     try:
         return str(_diffusers().DiffusionPipeline.load_config(model).get("_class_name"))
     except OSError as error:  # missing, gated, or no network: one long text each

@@ -8,6 +8,7 @@ that fail on single prompts.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from stepcache.core.plan import Plan
 from stepcache.files import parse_document, read_text, write_atomically
@@ -149,6 +151,28 @@ def _measured(plan: PlanFile, trial: Trial) -> PlanFile:
         ("measured_runs", float(len(trial.errors))),
     )
     return replace(plan, figures=figures)
+
+
+def refined(
+    pipe: Any,
+    plan: PlanFile,
+    truths: dict[tuple[str, int], torch.Tensor],
+    sample: Callable[[str, int], torch.Tensor],
+    trials: int,
+    path: Path,
+    label: str = "trials",
+) -> tuple[PlanFile, tuple[Trial, ...]]:
+    """`refine` with a progress bar; every trial is kept in a file, with which the search resumes."""
+    key = trials_key(plan, list(truths))
+    known = load_trials(path, key)
+    with tqdm(total=trials, initial=len(known), desc=label, dynamic_ncols=True) as bar:
+        save = functools.partial(save_trials, path, key=key)
+        return refine(pipe, plan, truths, sample, trials, known=known, save=save, progress=bar.update)
+
+
+def trials_key(plan: PlanFile, runs: list[tuple[str, int]]) -> dict[str, Any]:
+    """What the trials of a plan's search are of; `runs`: prompts and seeds."""
+    return {"start": plan.plan.computed, "runs": runs, "method": plan.method}
 
 
 def save_trials(path: str | os.PathLike[str], trials: tuple[Trial, ...], key: dict[str, Any]) -> None:

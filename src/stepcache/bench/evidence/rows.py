@@ -49,14 +49,11 @@ def rows_of(folder: Folder, setup: Setup) -> list[Row]:
     items: dict[str, list[Item]] = {}
     for item in folder.items():
         items.setdefault(item.method, []).append(item)
-    wanted = [REFERENCE, *setup.methods]
-    unsearched = folder.read().get("unsearched", {})
-    wanted = [method for method in wanted if method not in unsearched]
+    about = folder.read()
+    wanted = [m for m in (REFERENCE, *setup.methods) if m not in about.get("unsearched", {})]
     done = [{i.index for i in items.get(method, ())} for method in wanted]
     common = set.intersection(*done) if done else set()
-    steps = folder.read()["request"]["steps"]
-    schedules = folder.read().get("schedules", {})
-    names = labels(wanted, schedules)
+    steps, names = about["request"]["steps"], labels(wanted, about.get("schedules", {}))
     truth = {i.index: i for i in items.get(REFERENCE, ()) if i.index in common}
     if not common:
         return []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import json
 import math
@@ -10,7 +9,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +45,7 @@ from stepcache.measure.pipelines import load_pipeline, model_defaults
 from stepcache.planning.calibrate import calibrate
 from stepcache.planning.calibration import Calibration
 from stepcache.planning.costs import plan_hindsight
-from stepcache.planning.refine import load_trials, refine, save_trials
+from stepcache.planning.refine import refined
 
 CALIBRATION_SEED = 1000
 """Of the first prompt that schedules are tried on; evaluation has seed 0."""
@@ -114,10 +113,9 @@ class Session:
     def measured(self) -> Cost:
         """Seconds of an uncached run, from one of two steps; ValueError if the size does not fit."""
         try:
-            seconds = self.runner.warm_up()
+            return Cost(*self.runner.warm_up(), self.request.steps)
         except torch.OutOfMemoryError as error:
             raise ValueError(self.too_large()) from error
-        return Cost(self.runner.loop_seconds, max(seconds - self.runner.loop_seconds, 0.0), self.request.steps)
 
     def too_large(self) -> str:
         """What does not fit, and what would: sizes smaller by a quarter of each side, tried with one step."""
@@ -139,7 +137,7 @@ class Session:
     @property
     def key(self) -> dict[str, Any]:
         """What a folder's evidence must have in common."""
-        request = {k: v for k, v in asdict(self.request).items() if k not in ("prompt", "seed", "negative_prompt")}
+        request = {k: v for k, v in self.request.settings.items() if k != "negative_prompt"}
         folder = Path(self.model).expanduser()
         return {
             "model": folder.resolve().name if folder.is_dir() else self.model,
@@ -215,8 +213,8 @@ class Session:
             return latent
 
         def save(found: Calibration) -> None:
-            asked = {name: value for name, value in asdict(self.request).items() if name not in ("prompt", "seed")}
-            replace(found, about={"stepcache": __version__, "model": self.model, "request": asked}).save(path)
+            about = {"stepcache": __version__, "model": self.model, "request": self.request.settings}
+            replace(found, about=about).save(path)
 
         runs = tqdm(pairs, desc="calibration", unit="run", dynamic_ncols=True)
         calibration = calibrate(self.pipe, runs, recorded, known=known, save=save)
@@ -226,22 +224,8 @@ class Session:
         kept = {(p, s): truths[str(s)].to(self.pipe.device) for p, s in pairs}
         for budget, target in todo:
             start = plan_hindsight(calibration, budget)
-            trials = target.with_suffix(".trials.json")
-            key = {"start": start.plan.computed, "runs": pairs, "method": start.method}
-            done = load_trials(trials, key)
-            with tqdm(
-                total=setup.trials, initial=len(done), desc=f"plans of {budget} steps", dynamic_ncols=True
-            ) as bar:
-                best, _ = refine(
-                    self.pipe,
-                    start,
-                    kept,
-                    sample,
-                    setup.trials,
-                    known=done,
-                    save=functools.partial(save_trials, trials, key=key),
-                    progress=bar.update,
-                )
+            trials, label = target.with_suffix(".trials.json"), f"plans of {budget} steps"
+            best, _ = refined(self.pipe, start, kept, sample, setup.trials, trials, label)
             best.save(target)
 
     def evaluate(self, bench: Bench, setup: Setup, cost: Cost) -> bool:
@@ -249,9 +233,9 @@ class Session:
         self.results.write(bench.description)
         bench.search(Alone(self.runner))
         longest = cost.prompt(setup.methods)
+        there = {item.index for item in self.results.items()}
         for i, prompt in enumerate(setup.prompts):
             left = (math.inf if self.hours is None else 3600 * self.hours) - (time.monotonic() - self.began)
-            there = {item.index for item in self.results.items()}
             if i and i not in there and left < longest:
                 self.say(
                     f"stopped after {i} of {len(setup.prompts)} prompts: the next one would take {duration(longest)}"
